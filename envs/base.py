@@ -1,0 +1,98 @@
+"""What every environment offers: tasks, a text interface, and how its step is shown to an agent.
+
+An environment package (`envs.alfworld`, ...) is a module with the members of `EnvironmentPackage`; `load` finds it by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to play. Every episode of the same Task plays the same game, so episodes of one Task form a group."""
+
+    env: str
+    index: int
+    seed: int
+    split: str
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the agent may see now: the environment's text and the actions that it would accept."""
+
+    text: str
+    admissible: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Start:
+    """The result of a reset. `goal` is the task in words, `category` the task type that success is reported by."""
+
+    goal: str
+    category: str
+    observation: Observation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one action. `reward` is this step's own; `won` is meaningful once `done`."""
+
+    observation: Observation
+    reward: float
+    done: bool
+    won: bool
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PromptView:
+    """All that one prompt shows. `history` holds the last (observation, action) pairs before step `index` (0-based)."""
+
+    goal: str
+    history: tuple[tuple[str, str], ...]
+    index: int
+    observation: str
+    admissible: tuple[str, ...]
+
+
+class Environment(Protocol):
+    """One running game. Not thread-safe; lives in one process and is reused for many tasks."""
+
+    def reset(self, task: Task) -> Start: ...
+
+    def step(self, action: str) -> Outcome: ...
+
+    def close(self) -> None: ...
+
+
+class EnvironmentPackage(Protocol):
+    """The members of an environment's module. `options` is the environment's section of the config, as a mapping."""
+
+    def make_environment(self, options: Mapping[str, Any]) -> Environment: ...
+
+    def num_tasks(self, split: str, options: Mapping[str, Any]) -> int: ...
+
+    def render_prompt(self, view: PromptView, *, style: str, episode_skill: str = "", step_skill: str = "") -> str: ...
+
+    def project_action(self, response: str) -> tuple[str, bool]: ...
+
+    def success_score(self, won: bool) -> float: ...
+
+
+def load(name: str) -> EnvironmentPackage:
+    """The package of environment `name`.
+
+    Raises:
+        ValueError: no environment has that name.
+    """
+    try:
+        return importlib.import_module(f"envs.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"envs.{name}":
+            raise
+        raise ValueError(f"env.name={name!r} is not an environment; set env.name to a package under envs/") from error

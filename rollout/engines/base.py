@@ -1,0 +1,60 @@
+"""The engine protocol: token ids in, token ids and log-probs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample one response. `seed` makes the draw repeatable where the engine allows it."""
+
+    temperature: float
+    max_tokens: int
+    stop_token_ids: tuple[int, ...]
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A sampled response, the stop token included; `logprobs` is the natural log at the sampling temperature."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    weight_version: int
+
+
+class EngineError(RuntimeError):
+    """The engine could not answer; the episode that asked becomes a failure and is not learned from."""
+
+
+class Engine(Protocol):
+    """Samples responses. Many `generate` calls may wait at once; weights change only while no call is running."""
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, *, session: str) -> Generation:
+        """Sample one response. Calls with the same `session` share a prompt prefix and should share a cache."""
+        ...
+
+    async def pause(self) -> None:
+        """Accept no new work; return when nothing is running."""
+        ...
+
+    async def resume(self) -> None: ...
+
+    async def sleep(self) -> None:
+        """Give the accelerator's memory back until `wake`."""
+        ...
+
+    async def wake(self) -> None: ...
+
+    async def health(self) -> None:
+        """Return if the engine can serve, raise EngineError with the reason if not."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,101 @@
+"""The record of an episode: what crosses from rollout to the analyzer, the trainer and the files people read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+from envs.base import PromptView, Task
+
+
+@dataclass(frozen=True)
+class Step:
+    """One agent step = one prompt and one response; the ids are those that the engine saw and sampled.
+
+    `response_logprobs` are the engine's, of the sampled tokens, natural log, at the sampling temperature.
+    `valid` is the format check of the response; `reward` is the environment's own reward of this step.
+    """
+
+    observation: str
+    admissible: tuple[str, ...]
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    response_logprobs: tuple[float, ...]
+    response: str
+    action: str
+    valid: bool
+    reward: float
+    weight_version: int
+    finish_reason: str = "stop"
+
+
+@dataclass(frozen=True)
+class HindsightSkills:
+    """What an analyzer made of a finished episode: `episode` is the episode skill, `steps` maps step index to step skill."""
+
+    summary: str
+    episode: str
+    steps: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A finished episode. `score` is its outcome (0 or the environment's success score).
+
+    `failure` names an environment or engine fault; such an episode is reported and never learned from.
+    `skills` is None until an annotator has run, and stays None when the analysis failed.
+    """
+
+    task: Task
+    uid: str
+    group: str
+    goal: str
+    category: str
+    steps: tuple[Step, ...]
+    success: bool
+    score: float
+    failure: str | None = None
+    skills: HindsightSkills | None = None
+
+    def view(self, index: int, history_length: int) -> PromptView:
+        """What the prompt of step `index` showed: the same view that the agent loop rendered."""
+        past = self.steps[max(0, index - history_length) : index]
+        step = self.steps[index]
+        return PromptView(
+            goal=self.goal,
+            history=tuple((s.observation, s.action) for s in past),
+            index=index,
+            observation=step.observation,
+            admissible=step.admissible,
+        )
+
+
+def to_json(trajectory: Trajectory) -> str:
+    """One line of JSON."""
+    return json.dumps(asdict(trajectory), ensure_ascii=False, separators=(",", ":"))
+
+
+def from_json(line: str) -> Trajectory:
+    """The inverse of `to_json`, field for field."""
+    data = json.loads(line)
+    skills = data["skills"]
+    return Trajectory(
+        **{
+            **data,
+            "task": Task(**data["task"]),
+            "steps": tuple(_step(step) for step in data["steps"]),
+            "skills": skills
+            and HindsightSkills(skills["summary"], skills["episode"], {int(k): v for k, v in skills["steps"].items()}),
+        }
+    )
+
+
+def with_skills(trajectory: Trajectory, skills: HindsightSkills | None) -> Trajectory:
+    """The trajectory with an annotator's result."""
+    return replace(trajectory, skills=skills)
+
+
+def _step(data: dict) -> Step:
+    lists = ("admissible", "prompt_ids", "response_ids", "response_logprobs")
+    return Step(**{**data, **{name: tuple(data[name]) for name in lists}})
