@@ -1,10 +1,12 @@
-"""From prompt text to prompt ids: the one way that the agent loop, the teacher prompts and the policy analyzer share."""
+"""From prompt text to prompt ids: one way for the agent loop, the teacher prompts and the policy analyzer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, max_prompt_tokens: int) -> tuple[int, ...]:
@@ -17,8 +19,8 @@ def encode_chat(
 ) -> tuple[int, ...]:
     """Ids of a chat under the tokenizer's own template, generation prompt added, at most `max_prompt_tokens` long.
 
-    Templates that know a thinking mode (Qwen3) get it switched off; others ignore the variable. What is too long loses its
-    beginning, because the newest observation and the call to act stand at the end.
+    Templates that know a thinking mode (Qwen3) get it switched off; others ignore the variable. An over-long chat loses
+    its beginning, because the newest observation and the call to act stand at the end.
 
     Raises:
         ValueError: the tokenizer has no chat template, or `max_prompt_tokens` is below 1.
@@ -26,9 +28,7 @@ def encode_chat(
     if max_prompt_tokens < 1:
         raise ValueError(f"max_prompt_tokens={max_prompt_tokens} leaves no room for a prompt; set at least 1")
     if tokenizer.chat_template is None:
-        raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template; use an instruction-tuned model"
-        )
+        raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; use an instruction-tuned model")
     ids = tokenizer.apply_chat_template(
         [dict(message) for message in messages],
         add_generation_prompt=True,
