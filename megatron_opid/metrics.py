@@ -1,0 +1,287 @@
+"""What a run writes about itself while it trains: config.yaml, metrics.jsonl, a progress line, and W&B if asked for.
+
+The names of metrics that the report draws are listed in report/panels.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+from tqdm import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.yaml"
+RUNNING_MEAN_STEPS = 10
+
+_SECRET_NAME = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)(_|$)", re.IGNORECASE)
+_MIN_SECRET_CHARACTERS = 8  # shorter values (a debug "1", say) occur in a config by chance
+
+
+class MetricsLogger:
+    """Appends one JSON object per training step to `<run_dir>/metrics.jsonl`; only rank 0 writes or prints anything.
+
+    Opening it at `start_step` k drops the lines of steps >= k that a killed run left behind, so no step counts twice.
+    A value that is not finite is written as null and counted in `num_nonfinite`; `time/step_s` is the wall time since
+    the previous call. Under W&B every attempt of a run is a W&B run of its own, in a group named like the run directory.
+
+    Args:
+        run_dir: the run's directory; made if it is not there.
+        config: a mapping of plain values (`dataclasses.asdict` of the configuration), shown by W&B.
+        wandb_mode: disabled | offline | online. offline needs no account.
+
+    Raises:
+        ValueError: `wandb_mode` is none of the three, or metrics.jsonl is damaged before its last line.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        config: Mapping[str, Any],
+        num_steps: int,
+        start_step: int = 0,
+        rank: int = 0,
+        wandb_mode: str = "disabled",
+        wandb_project: str = "megatron-opid",
+        stream: TextIO | None = None,
+    ) -> None:
+        if wandb_mode not in ("disabled", "offline", "online"):
+            raise ValueError(f"run.wandb={wandb_mode!r}: set disabled, offline or online")
+        self._active = rank == 0
+        if not self._active:
+            return
+        run_dir = Path(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        kept = keep_steps_before(run_dir / METRICS_FILE, start_step)
+        self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
+        self._progress = Progress(num_steps, start_step, history=kept, stream=stream or sys.stderr)
+        self._wandb = None
+        if wandb_mode != "disabled":
+            self._wandb = _start_wandb(run_dir, config, wandb_mode, wandb_project, start_step)
+        self._previous_s = time.monotonic()
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Record step `step` (from 0). Nested mappings become "outer/inner" names; values are numbers or None.
+
+        Raises:
+            TypeError: a value is not a number; the message names it.
+        """
+        if not self._active:
+            return
+        now_s = time.monotonic()
+        values = flatten(metrics) | {"time/step_s": now_s - self._previous_s}
+        self._previous_s = now_s
+        num_nonfinite = sum(isinstance(value, float) and not math.isfinite(value) for value in values.values())
+        finite = {name: finite_or_none(value) for name, value in values.items()} | {"num_nonfinite": num_nonfinite}
+        self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log({name: value for name, value in finite.items() if value is not None}, step=step)
+        self._progress.update(step, finite)
+
+    def close(self) -> None:
+        """End the progress line, W&B and the file."""
+        if not self._active:
+            return
+        self._progress.close()
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def __enter__(self) -> MetricsLogger:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Timer:
+    """Seconds per named phase: `with timer("score"): ...`, then `take()` gives {"score_s": ...} and starts anew.
+
+    `synchronize` is called at both ends of a phase; on a GPU pass torch.cuda.synchronize, else kernels still running
+    are charged to the next phase.
+    """
+
+    def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
+        self._synchronize = synchronize
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start_s = self._now_s()
+        try:
+            yield
+        finally:
+            self._seconds[f"{phase}_s"] += self._now_s() - start_s
+
+    def take(self) -> dict[str, float]:
+        """Seconds of each phase since the last call; a phase entered twice has its sum."""
+        taken = dict(self._seconds)
+        self._seconds.clear()
+        return taken
+
+    def _now_s(self) -> float:
+        if self._synchronize is not None:
+            self._synchronize()
+        return time.perf_counter()
+
+
+class Progress:
+    """The live line: a tqdm bar on a terminal, one plain line per step elsewhere."""
+
+    def __init__(self, num_steps: int, start_step: int, *, history: list[dict[str, Any]], stream: TextIO) -> None:
+        self._stream = stream
+        self._start_step, self._num_steps = start_step, num_steps
+        self._start_s = time.monotonic()
+        rates = [line.get("rollout/success_rate") for line in history]
+        self._rates = deque((rate for rate in rates if rate is not None), maxlen=RUNNING_MEAN_STEPS)
+        self._bar = None
+        if stream.isatty():
+            bar = "{percentage:3.0f}%|{bar:12}| step {n_fmt}/{total_fmt} {rate_inv_fmt} ETA {remaining}{postfix}"
+            self._bar = tqdm(
+                total=num_steps, initial=start_step, file=stream, unit="step", bar_format=bar, dynamic_ncols=True
+            )
+
+    def update(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Show step `step`, whose flat metrics these are."""
+        if (rate := metrics.get("rollout/success_rate")) is not None:
+            self._rates.append(rate)
+        text = self._text(metrics)
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step + 1 - self._bar.n)
+            return
+        seconds_per_step = (time.monotonic() - self._start_s) / (step + 1 - self._start_step)
+        eta = tqdm.format_interval(seconds_per_step * (self._num_steps - step - 1))
+        print(
+            f"step {step + 1}/{self._num_steps}  {text}  {seconds_per_step:.2f} s/step  ETA {eta}",
+            file=self._stream,
+            flush=True,
+        )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _text(self, metrics: Mapping[str, Any]) -> str:
+        parts = []
+        if self._rates:
+            parts.append(f"success {sum(self._rates) / len(self._rates):.1%} (mean of {len(self._rates)})")
+        for label in ("loss", "k3", "entropy"):
+            value = metrics.get(f"actor/{label}")
+            if value is not None:
+                parts.append(f"{label} {value:.4g}")
+        return "  ".join(parts)
+
+
+def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | int | None]:
+    """{"time": {"score_s": 1.5}} -> {"time/score_s": 1.5}. 0-d arrays and tensors become Python numbers.
+
+    Raises:
+        TypeError: a value is neither a number, None nor a mapping.
+    """
+    flat: dict[str, float | int | None] = {}
+    for key, value in metrics.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}/")
+            continue
+        if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+            value = value.item()
+        if isinstance(value, bool):
+            value = int(value)
+        if value is not None and not isinstance(value, int | float):
+            raise TypeError(f"metric {name!r} is {value!r}; metrics are numbers, None or mappings of these")
+        flat[name] = value
+    return flat
+
+
+def finite_or_none(value: float | int | None) -> float | int | None:
+    """`value`, or None for NaN and infinities, which JSON has no token for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, in file order. A last line cut short by a kill is left out; no file gives [].
+
+    Raises:
+        ValueError: a line before the last is not JSON.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    *whole, _torn = path.read_text(encoding="utf-8").split("\n")
+    lines = []
+    for number, text in enumerate(whole, start=1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number} is not JSON ({error}); repair or remove that line") from error
+    return lines
+
+
+def keep_steps_before(path: Path, start_step: int) -> list[dict[str, Any]]:
+    """Rewrite a metrics.jsonl, atomically, to its lines of steps < `start_step`; returns them."""
+    kept = [line for line in read_metrics(path) if line["step"] < start_step]
+    write_atomically(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
+    return kept
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a kill at any moment leaves the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def save_config(run_dir: str | Path, config: Any) -> dict[str, Any]:
+    """Write a configuration dataclass to `<run_dir>/config.yaml`; returns the mapping written, for `MetricsLogger`.
+
+    Where a string holds the value of an environment variable that is named like a secret (an interpolated API key),
+    `$NAME` is written in place of that value.
+    """
+    mapping = _without_secrets(asdict(config))
+    write_atomically(Path(run_dir) / CONFIG_FILE, yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
+    return mapping
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(item) for item in value]
+    if isinstance(value, str):
+        for name, secret in os.environ.items():
+            if _SECRET_NAME.search(name) and len(secret) >= _MIN_SECRET_CHARACTERS:
+                value = value.replace(secret, f"${name}")
+    return value
+
+
+def _start_wandb(run_dir: Path, config: Mapping[str, Any], mode: str, project: str, start_step: int) -> Any:
+    import wandb  # slow to import, and not needed when disabled
+
+    return wandb.init(
+        project=project,
+        group=run_dir.resolve().name,
+        name=f"{run_dir.resolve().name}-from-step-{start_step}",
+        dir=str(run_dir),
+        config=_without_secrets(config),
+        mode=mode,
+        settings=wandb.Settings(console="off", save_code=False, disable_git=True, silent=True),
+    )
