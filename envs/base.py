@@ -1,6 +1,6 @@
 """What every environment offers: tasks, a text interface, and how its step is shown to an agent.
 
-An environment package (`envs.alfworld`, ...) is a module with the members of `EnvironmentPackage`; `load` finds it by name.
+An environment package (`envs.alfworld`, ...) is a module with the members of `EnvironmentPackage`; `load` finds it.
 """
 
 from __future__ import annotations

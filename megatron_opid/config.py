@@ -1,24 +1,34 @@
-"""The configuration: frozen dataclasses, filled from configs/ by Hydra, checked once before anything heavy is imported.
+"""The configuration: frozen dataclasses, filled from configs/ by Hydra, checked before anything heavy is imported.
 
-`load` composes, converts and checks; every fault found is reported in one ConfigError, each with its value and what to set.
+`load` composes and checks; every fault found is reported in one ConfigError, each with its value and what to set.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
+from pydantic import ValidationError as PydanticError
+from pydantic.dataclasses import dataclass
 
 CONFIG_DIR = Path(__file__).parent.parent / "configs"
+STRICT = ConfigDict(extra="forbid")
 
 
 class ConfigError(ValueError):
     """The configuration cannot run. The message lists every fault; entry points print it and exit with code 2."""
 
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("the configuration cannot run:\n" + "\n".join(f"  - {fault}" for fault in self.faults))
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=STRICT)
 class EnvConfig:
     """Which games are played. `engine` chooses between implementations where an environment has several."""
 
@@ -27,148 +37,157 @@ class EnvConfig:
     data: str = ""
     train_split: str = "train"
     validation_split: str = "valid_seen"
-    max_steps: int = 30
-    history_length: int = 5
-    prompt_style: str = "full"  # full | compact
-    num_processes: int = 0  # 0: environments run in the worker's own process
+    max_steps: PositiveInt = 30
+    history_length: NonNegativeInt = 5
+    prompt_style: Literal["full", "compact"] = "full"
+    num_processes: NonNegativeInt = 0  # 0: environments run in the worker's own process
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class RolloutConfig:
     """How episodes are sampled. One training step plays `tasks_per_step` tasks, `group_size` episodes each."""
 
-    tasks_per_step: int = 16
-    group_size: int = 8
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_prompt_tokens: int = 2048
-    max_response_tokens: int = 512
-    validation_tasks: int = 128
-    validation_temperature: float = 0.4
+    tasks_per_step: PositiveInt = 16
+    group_size: PositiveInt = 8
+    temperature: PositiveFloat = 1.0
+    top_p: PositiveFloat = 1.0
+    max_prompt_tokens: PositiveInt = 2048
+    max_response_tokens: PositiveInt = 512
+    validation_tasks: PositiveInt = 128
+    validation_temperature: NonNegativeFloat = 0.4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class EngineConfig:
-    """What samples. `local` runs transformers in the worker's process; `urls` names the servers of the others."""
+    """What samples. `local` runs transformers in the trainer's processes, one copy of the model each."""
 
-    name: str = "local"  # local | vllm | sglang
-    urls: tuple[str, ...] = ()
-    max_batch_sequences: int = 64
-    verify_every: int = 10  # weight-sync digests are compared on the first sync and every N syncs
+    name: Literal["local"] = "local"
+    max_batch_sequences: PositiveInt = 64
+    verify_every: PositiveInt = 10  # weight digests are compared on the first sync and every N syncs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SkillsConfig:
     """The analyzer and when its skills are used. Schedules count training steps from 0; null means no bound."""
 
-    analyzer: str = "openai"  # openai | policy | rules | none
-    max_step_skills: int = 5
+    analyzer: Literal["openai", "policy", "rules", "none"] = "openai"
+    max_step_skills: NonNegativeInt = 5
     success_threshold: float = 1.0
-    routing: str = "step_priority"  # step_priority | additive
-    start_after_steps: int | None = None
-    stop_after_steps: int | None = None
+    routing: Literal["step_priority", "additive"] = "step_priority"
+    start_after_steps: NonNegativeInt | None = None
+    stop_after_steps: NonNegativeInt | None = None
     failed_only: bool = False
-    failed_only_after_steps: int | None = None
+    failed_only_after_steps: NonNegativeInt | None = None
     shuffle: bool = False  # control experiment: skills are permuted over the batch's trajectories
-    concurrency: int = 128
-    timeout_s: float = 120.0
-    max_completion_tokens: int = 4096
+    concurrency: PositiveInt = 128
+    timeout_s: PositiveFloat = 120.0
+    max_completion_tokens: PositiveInt = 4096
     cache_dir: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class AlgorithmConfig:
-    """The advantage and the loss; see megatron_opid/algorithm for the equations."""
+    """The advantage and the loss; megatron_opid/algorithm has the equations.
 
-    name: str = "opid"  # grpo | gigpo | opid
-    advantage_mode: str = "mean_norm"  # mean_norm | mean_std_norm
-    gamma: float = 0.95
-    state_weight: float = 0.0
-    episode_skill_weight: float = 0.001
-    step_skill_weight: float = 0.001
-    teacher: str = "policy"  # policy | reference
+    `name` decides which terms exist: grpo the group-relative outcome alone, gigpo adds the state term, opid the skill
+    term (and the state term where its weight is not 0).
+    """
+
+    name: Literal["grpo", "gigpo", "opid"] = "opid"
+    advantage_mode: Literal["mean_norm", "mean_std_norm"] = "mean_norm"
+    gamma: PositiveFloat = 0.95
+    state_weight: NonNegativeFloat = 0.0
+    episode_skill_weight: NonNegativeFloat = 0.001
+    step_skill_weight: NonNegativeFloat = 0.001
+    teacher: Literal["policy", "reference"] = "policy"
     normalize_teacher: bool = False
-    teacher_clip: float | None = None
-    invalid_action_penalty: float = 0.1
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float = 3.0
-    kl_coefficient: float = 0.01
-    entropy_coefficient: float = 0.001
-    aggregation: str = "token-mean"  # token-mean | seq-mean-token-sum | seq-mean-token-mean
-    distillation_coefficient: float = 0.0
-    distillation_weight: str = "delta"  # delta | importance
-    distillation_clip: float | None = None
-    correction: str = "none"  # none | truncate | mask: engine vs trainer log-probs
-    correction_low: float = 0.5
-    correction_high: float = 2.0
+    teacher_clip: PositiveFloat | None = None
+    invalid_action_penalty: NonNegativeFloat = 0.1
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    dual_clip: PositiveFloat = 3.0
+    kl_coefficient: NonNegativeFloat = 0.01
+    entropy_coefficient: NonNegativeFloat = 0.001
+    aggregation: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = "token-mean"
+    distillation_coefficient: NonNegativeFloat = 0.0
+    distillation_weight: Literal["delta", "importance"] = "delta"
+    distillation_clip: PositiveFloat | None = None
+    correction: Literal["none", "truncate", "mask"] = "none"  # engine against trainer log-probs
+    correction_low: PositiveFloat = 0.5
+    correction_high: PositiveFloat = 2.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ActorConfig:
-    """The Megatron model's layout and batch sizes. `model` is a Hugging Face directory, relative to MODELS_ROOT if not absolute."""
+    """The Megatron model's layout and batch sizes.
+
+    `model` is a Hugging Face directory, relative to the environment variable MODELS_ROOT where that is set.
+    """
 
     model: str = ""
-    device: str = "auto"  # auto | cpu | cuda
-    precision: str = "bf16"  # fp32 | bf16
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
-    virtual_pipeline_parallel: int = 1
-    context_parallel: int = 1
-    expert_parallel: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "bf16"
+    tensor_parallel: PositiveInt = 1
+    pipeline_parallel: PositiveInt = 1
+    virtual_pipeline_parallel: PositiveInt = 1
+    context_parallel: PositiveInt = 1
+    expert_parallel: PositiveInt = 1
     sequence_parallel: bool = False
-    tokens_per_micro_batch: int = 16384
-    updates_per_step: int = 1  # the step's samples are split into this many optimizer updates
-    recompute: str = "none"  # none | selective | full
+    tokens_per_micro_batch: PositiveInt = 16384
+    updates_per_step: PositiveInt = 1  # the step's samples are split into this many optimizer updates
+    recompute: Literal["none", "selective", "full"] = "none"
     distributed_optimizer: bool = True
     overlap_communication: bool = False
-    head: str = "auto"  # auto | torch | triton: the back end of kernels/linear_logprob
+    head: Literal["auto", "torch", "triton"] = "auto"  # the back end of kernels/linear_logprob
     deterministic: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class OptimizerConfig:
-    """AdamW."""
+    """AdamW. The schedule counts training steps."""
 
-    learning_rate: float = 1e-6
-    min_learning_rate: float = 0.0
-    schedule: str = "constant"  # constant | cosine
-    warmup_steps: int = 0
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    gradient_clip: float = 1.0
+    learning_rate: PositiveFloat = 1e-6
+    min_learning_rate: NonNegativeFloat = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.01
+    beta1: PositiveFloat = 0.9
+    beta2: PositiveFloat = 0.999
+    epsilon: PositiveFloat = 1e-8
+    gradient_clip: PositiveFloat = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SftConfig:
-    """The cold start: next-token loss on the response tokens of demonstrations (JSONL of trajectories)."""
+    """The cold start: next-token loss on the assistant's tokens of `demonstrations`.
+
+    The file is JSONL, a conversation a line: {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}.
+    """
 
     demonstrations: str = ""
-    num_steps: int = 1000
-    samples_per_step: int = 48
-    skill_fraction: float = 0.5  # share of the samples whose prompt carries a skill
+    num_steps: PositiveInt = 1000
+    samples_per_step: PositiveInt = 48
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class RunConfig:
-    """One run = one directory; nothing is written outside it."""
+    """One run = one directory; nothing is written outside it. `num_processes` is the ranks started on this machine."""
 
     dir: str = "runs/default"
-    seed: int = 0
-    num_steps: int = 160
-    save_every: int = 10
-    keep_checkpoints: int = 2
-    validate_every: int = 5
+    seed: NonNegativeInt = 0
+    num_processes: PositiveInt = 1
+    num_steps: PositiveInt = 160
+    save_every: PositiveInt = 10
+    keep_checkpoints: PositiveInt = 2
+    validate_every: PositiveInt = 5
     validate_first: bool = True
-    save_trajectories_every: int = 5
-    wandb: str = "disabled"  # disabled | offline | online
+    save_trajectories_every: PositiveInt = 5
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
     wandb_project: str = "megatron-opid"
-    rank_timeout_s: float = 1800.0
+    rank_timeout_s: PositiveFloat = 1800.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Config:
     """Everything a run is made of."""
 
@@ -181,3 +200,109 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+
+def load(overrides: Sequence[str]) -> Config:
+    """Compose configs/ with command-line overrides (`group.key=value`, `experiment=NAME`).
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or outside its range; all of them at once.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    ConfigStore.instance().store("schema", node=asdict(Config()))
+    # ++ lets Hydra take any key, so that all unknown ones are reported together below.
+    forced = [f"++{o}" if "." in o.partition("=")[0] and o[0] not in "+~" else o for o in overrides]
+    try:
+        with initialize_config_dir(str(CONFIG_DIR.resolve()), version_base="1.3"):
+            composed = OmegaConf.to_container(compose("config", overrides=forced), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error
+        raise ConfigError([f"{error}".splitlines()[0] + (f" ({cause})" if cause is not error else "")]) from error
+    try:
+        return TypeAdapter(Config).validate_python(composed)
+    except PydanticError as error:
+        raise ConfigError([_fault(detail) for detail in error.errors()]) from error
+
+
+def resolve_model(name: str) -> Path:
+    """Where model `name` lies: below MODELS_ROOT unless absolute or present relative to the current directory."""
+    path = Path(name).expanduser()
+    root = os.environ.get("MODELS_ROOT", "")
+    return path if path.is_absolute() or path.exists() or not root else Path(root).expanduser() / path
+
+
+def check(config: Config, world_size: int) -> None:
+    """Check what single values cannot show: files, sizes that must fit each other, the model against its tokenizer.
+
+    Raises:
+        ConfigError: with every fault found.
+    """
+    faults = [*_environment_faults(config), *_model_faults(config, world_size)]
+    samples = config.rollout.tasks_per_step * config.rollout.group_size
+    if config.algorithm.name != "opid" and config.skills.shuffle:
+        faults.append(f"skills.shuffle=true has no effect with algorithm.name={config.algorithm.name}; set opid")
+    if config.algorithm.name != "grpo" and config.rollout.group_size == 1 and samples > 0:
+        faults.append("rollout.group_size=1 leaves no group to compare with; set 2 or more")
+    if config.algorithm.name == "opid" and config.skills.analyzer == "none":
+        faults.append("skills.analyzer=none gives opid no skills; set rules, policy or openai, or algorithm.name=grpo")
+    if config.algorithm.correction_low >= config.algorithm.correction_high:
+        faults.append(
+            f"algorithm.correction_low={config.algorithm.correction_low} must be below "
+            f"correction_high={config.algorithm.correction_high}"
+        )
+    if config.optimizer.min_learning_rate > config.optimizer.learning_rate:
+        faults.append(
+            f"optimizer.min_learning_rate={config.optimizer.min_learning_rate} is above "
+            f"optimizer.learning_rate={config.optimizer.learning_rate}"
+        )
+    if faults:
+        raise ConfigError(faults)
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML; it holds no secrets, because none is ever a config value."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def _environment_faults(config: Config) -> list[str]:
+    from envs.base import load as load_environment
+
+    try:
+        package = load_environment(config.env.name)
+        options = asdict(config.env)
+        for split in (config.env.train_split, config.env.validation_split):
+            package.num_tasks(split, options)
+    except (ValueError, OSError) as error:
+        return [str(error)]
+    return []
+
+
+def _model_faults(config: Config, world_size: int) -> list[str]:
+    from megatron_opid.actor.layout import layout_faults
+
+    if not config.actor.model:
+        return ["actor.model is empty; set it to a Hugging Face model directory"]
+    directory = resolve_model(config.actor.model)
+    if not (directory / "config.json").is_file():
+        return [
+            f"actor.model={config.actor.model!r}: {directory}/config.json does not exist; set actor.model or MODELS_ROOT"
+        ]
+    try:
+        hf_config = json.loads((directory / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        return [f"{directory}/config.json is not JSON ({error}); restore the file"]
+    return layout_faults(config.actor, hf_config, world_size)
+
+
+def _fault(detail: dict) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "unexpected_keyword_argument":
+        return f"{key} is not a configuration key; see megatron_opid/config.py"
+    return f"{key}={detail['input']!r}: {detail['msg']}"

@@ -32,7 +32,7 @@ class Step:
 
 @dataclass(frozen=True)
 class HindsightSkills:
-    """What an analyzer made of a finished episode: `episode` is the episode skill, `steps` maps step index to step skill."""
+    """What an analyzer made of a finished episode; `steps` maps a step's index (0-based) to its step skill."""
 
     summary: str
     episode: str

@@ -1,8 +1,8 @@
 """Compares the algorithm with golden values: `python -m tools.check_golden FILE...`.
 
-Prints the largest absolute error of each quantity over all batches of each file; exits 1 if one is above 1e-5. Where the
-published code divides zero by zero (a sample without a masked token under seq-mean-token-mean) it has no value, and
-that comparison is counted as undefined.
+Prints the largest absolute error of each quantity over all batches of each file; exits 1 if one is above 1e-5. Where
+the published code divides zero by zero (a sample without a masked token under seq-mean-token-mean) it has no value,
+and that comparison is counted as undefined.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Losses per response token, as pure functions of the sampled token's log-prob and constants known before the update.
 
-Aggregation is a weight per token (`aggregation_weights`) that is computed once for a whole update, so the loss is a plain
-sum Σ_t w_t · l_t: any split over micro-batches and data-parallel ranks gives the same number.
+Aggregation is a weight per token (`aggregation_weights`) that is computed once for a whole update, so the loss is a
+plain sum Σ_t w_t · l_t: any split over micro-batches and data-parallel ranks gives the same number.
 """
 
 from __future__ import annotations
