@@ -185,6 +185,7 @@ class RunConfig:
     wandb: Literal["disabled", "offline", "online"] = "disabled"
     wandb_project: str = "megatron-opid"
     rank_timeout_s: PositiveFloat = 1800.0
+    shutdown_grace_s: PositiveInt = 45  # from the request to stop until a rank is killed
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -255,6 +256,8 @@ def check(config: Config, world_size: int) -> None:
             f"algorithm.correction_low={config.algorithm.correction_low} must be below "
             f"correction_high={config.algorithm.correction_high}"
         )
+    if config.algorithm.name == "gigpo" and config.algorithm.state_weight == 0:
+        faults.append("algorithm.state_weight=0 makes gigpo grpo; set it above 0 (the paper: 1.0)")
     if config.optimizer.min_learning_rate > config.optimizer.learning_rate:
         faults.append(
             f"optimizer.min_learning_rate={config.optimizer.min_learning_rate} is above "
@@ -262,13 +265,6 @@ def check(config: Config, world_size: int) -> None:
         )
     if faults:
         raise ConfigError(faults)
-
-
-def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML; it holds no secrets, because none is ever a config value."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
 def _environment_faults(config: Config) -> list[str]:

@@ -19,8 +19,8 @@ EPSILON = 1e-6
 class TeacherScores:
     """One skill level's teacher.
 
-    `delta` [T] = log π(y | prompt + skill) − log π_old(y | prompt); `mask` [T] is 1 where the level scored the token, and
-    the delta counts only there; `weight` is the level's weight in the advantage.
+    `delta` [T] = log π(y | prompt + skill) − log π_old(y | prompt); `mask` [T] is 1 where the level scored the token,
+    and the delta counts only there; `weight` is the level's weight in the advantage.
     """
 
     delta: Tensor

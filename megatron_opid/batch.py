@@ -1,0 +1,132 @@
+"""From trajectories to the packed batch of one training step, and from its scores to the advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_opid.algorithm.advantages import (
+    TeacherScores,
+    discounted_returns,
+    group_advantage,
+    label_ids,
+    per_token,
+    state_advantage,
+    teacher_advantage,
+)
+from megatron_opid.config import AlgorithmConfig
+from rollout.trajectory import Trajectory
+
+LEVELS = ("episode", "step")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One agent step ready to train: step `index` of the batch's trajectory number `trajectory`.
+
+    `teacher_prompts` maps a level ("episode", "step") to the skill-augmented prompt under which the same response is
+    scored; `score` is the episode's outcome less the invalid-action penalty; `reward` the step's own.
+    """
+
+    trajectory: int
+    index: int
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    engine_logprobs: tuple[float, ...]
+    teacher_prompts: Mapping[str, tuple[int, ...]]
+    score: float
+    reward: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The samples of one step, in trajectory order. Tensors: lengths int64 [n]; the labels int64 [n]."""
+
+    trajectories: tuple[Trajectory, ...]
+    samples: tuple[Sample, ...]
+    lengths: Tensor
+    groups: Tensor
+    trajectory_ids: Tensor
+    states: Tensor
+
+    def flat(self, name: str) -> Tensor:
+        """A per-sample number as float32 [n], or `engine_logprobs` as float32 [T]."""
+        if name == "engine_logprobs":
+            return torch.tensor(
+                np.concatenate([sample.engine_logprobs for sample in self.samples]), dtype=torch.float32
+            )
+        return torch.tensor([getattr(sample, name) for sample in self.samples], dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probs of the batch's response tokens, float32 [T]: `teachers` per level, 0 where the level did not score."""
+
+    old: Tensor
+    reference: Tensor | None
+    teachers: Mapping[str, TeacherScores]
+
+
+def build_batch(
+    trajectories: Sequence[Trajectory],
+    teacher_prompts: Mapping[tuple[str, int], Mapping[str, tuple[int, ...]]],
+    invalid_action_penalty: float,
+) -> Batch:
+    """Pack every step of every trajectory that did not fail.
+
+    Args: teacher_prompts: (trajectory uid, step index) -> level -> prompt ids; absent: no teacher for that step.
+
+    Raises:
+        RuntimeError: every episode of the step failed; the message counts the causes.
+    """
+    learned = tuple(t for t in trajectories if t.failure is None and t.steps)
+    if not learned:
+        causes = sorted({t.failure or "no step" for t in trajectories})
+        raise RuntimeError(f"all {len(trajectories)} episodes failed, nothing to train on: {'; '.join(causes)}")
+    samples = tuple(
+        Sample(
+            trajectory=number,
+            index=index,
+            prompt_ids=step.prompt_ids,
+            response_ids=step.response_ids,
+            engine_logprobs=step.response_logprobs,
+            teacher_prompts=teacher_prompts.get((trajectory.uid, index), {}),
+            score=trajectory.score - invalid_action_penalty * (not step.valid),
+            reward=step.reward,
+        )
+        for number, trajectory in enumerate(learned)
+        for index, step in enumerate(trajectory.steps)
+    )
+    owners = [learned[sample.trajectory] for sample in samples]
+    return Batch(
+        trajectories=learned,
+        samples=samples,
+        lengths=torch.tensor([len(sample.response_ids) for sample in samples]),
+        groups=label_ids([owner.group for owner in owners]),
+        trajectory_ids=label_ids([owner.uid for owner in owners]),
+        states=label_ids([o.steps[s.index].observation for o, s in zip(owners, samples, strict=True)]),
+    )
+
+
+def advantages(batch: Batch, scores: Scores, algorithm: AlgorithmConfig) -> Tensor:
+    """The advantage of every response token, float32 [T]: outcome + state term + skill term, by `algorithm.name`."""
+    group = group_advantage(batch.flat("score"), batch.groups, algorithm.advantage_mode)
+    total = per_token(group, batch.lengths)
+    if algorithm.name != "grpo" and algorithm.state_weight:
+        returns = discounted_returns(batch.flat("reward"), batch.trajectory_ids, algorithm.gamma)
+        state = state_advantage(returns, batch.groups, batch.states, algorithm.advantage_mode)
+        total = total + algorithm.state_weight * per_token(state, batch.lengths)
+    if algorithm.name == "opid" and scores.teachers:
+        levels = list(scores.teachers.values())
+        total = total + teacher_advantage(levels, normalize=algorithm.normalize_teacher, clip=algorithm.teacher_clip)
+    return total
+
+
+def split_updates(num_samples: int, num_updates: int, seed: int, step: int) -> list[np.ndarray]:
+    """A permutation of the samples cut into `num_updates` nearly equal parts (fewer if there are fewer samples)."""
+    order = np.random.default_rng((seed, step)).permutation(num_samples)
+    return [np.sort(part) for part in np.array_split(order, min(num_updates, num_samples))]
