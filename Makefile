@@ -1,0 +1,40 @@
+# make setup   .venv with everything the demo needs        make demo    the main job, on this machine
+# make test    the tests                                   make lint    ruff
+# make bench   the CPU benchmarks, raw JSON to docs/bench
+PYTHON ?= python3
+# The CPU build of torch lies on PyTorch's own index; where that is out of reach pip takes what the other indexes have.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+BIN := .venv/bin
+DEMO ?=
+
+.PHONY: setup demo test lint bench clean
+setup: .venv/.demo
+
+.venv/.demo: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --retries 1 --extra-index-url $(TORCH_INDEX) -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+# The official ALFWorld is the tests' oracle; it compiles two packages (gcc, make).
+.venv/.test: .venv/.demo
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,alfworld]'
+	touch $@
+
+demo: .venv/.demo
+	$(BIN)/python -m tools.demo $(DEMO)
+
+test: .venv/.test
+	$(BIN)/python -m pytest -q
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: .venv/.test
+	$(BIN)/python -m tools.bench_alfworld
+	$(BIN)/python -m tools.bench_local_engine
+
+clean:
+	rm -rf .venv runs
