@@ -19,17 +19,18 @@ from megatron_opid.algorithm.advantages import (
     teacher_advantage,
 )
 from megatron_opid.config import AlgorithmConfig
+from megatron_opid.skills.prompting import TeacherPrompts
 from rollout.trajectory import Trajectory
 
-LEVELS = ("episode", "step")
+NO_TEACHER = TeacherPrompts()
 
 
 @dataclass(frozen=True)
 class Sample:
     """One agent step ready to train: step `index` of the batch's trajectory number `trajectory`.
 
-    `teacher_prompts` maps a level ("episode", "step") to the skill-augmented prompt under which the same response is
-    scored; `score` is the episode's outcome less the invalid-action penalty; `reward` the step's own.
+    `teacher_prompts` are the skill-augmented prompts under which the same response is scored; `score` is the episode's
+    outcome less the invalid-action penalty; `reward` the step's own.
     """
 
     trajectory: int
@@ -37,7 +38,7 @@ class Sample:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     engine_logprobs: tuple[float, ...]
-    teacher_prompts: Mapping[str, tuple[int, ...]]
+    teacher_prompts: TeacherPrompts
     score: float
     reward: float
 
@@ -73,12 +74,12 @@ class Scores:
 
 def build_batch(
     trajectories: Sequence[Trajectory],
-    teacher_prompts: Mapping[tuple[str, int], Mapping[str, tuple[int, ...]]],
+    teacher_prompts: Mapping[str, Sequence[TeacherPrompts]],
     invalid_action_penalty: float,
 ) -> Batch:
     """Pack every step of every trajectory that did not fail.
 
-    Args: teacher_prompts: (trajectory uid, step index) -> level -> prompt ids; absent: no teacher for that step.
+    Args: teacher_prompts: trajectory uid -> the prompts of each of its steps; absent: no teacher for that trajectory.
 
     Raises:
         RuntimeError: every episode of the step failed; the message counts the causes.
@@ -94,7 +95,7 @@ def build_batch(
             prompt_ids=step.prompt_ids,
             response_ids=step.response_ids,
             engine_logprobs=step.response_logprobs,
-            teacher_prompts=teacher_prompts.get((trajectory.uid, index), {}),
+            teacher_prompts=teacher_prompts[trajectory.uid][index] if trajectory.uid in teacher_prompts else NO_TEACHER,
             score=trajectory.score - invalid_action_penalty * (not step.valid),
             reward=step.reward,
         )
