@@ -1,0 +1,125 @@
+"""One vocab-parallel LM head applied to chunks of rows: statistics, then gradients from per-token coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_opid.kernels.linear_logprob.reference import TorchBackend, accumulation_dtype
+from megatron_opid.kernels.linear_logprob.vocab_parallel import RowStatistics, VocabShard, combine
+
+
+class Backend(Protocol):
+    """The arithmetic of one chunk on one shard; reference.TorchBackend documents each method."""
+
+    def forward(
+        self, hidden: Tensor, targets: Tensor, inverse_temperature: Tensor, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def logits_gradient(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        inverse_temperature: Tensor,
+        rows: RowStatistics,
+        d_logprob: Tensor,
+        d_entropy: Tensor | None,
+    ) -> Tensor: ...
+
+    def hidden_gradient(self, d_logits: Tensor) -> Tensor: ...
+
+    def add_weight_gradient(self, d_weight: Tensor, d_logits: Tensor, hidden: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of one chunk: hidden [C, H], targets [C] counted from the shard's first column, 1/temperature [C]."""
+
+    rows: slice
+    hidden: Tensor
+    targets: Tensor
+    inverse_temperature: Tensor
+
+
+@dataclass(frozen=True)
+class Head:
+    """The LM head of this rank. One instance per call: it holds nothing between calls."""
+
+    backend: Backend
+    shard: VocabShard
+    chunk_tokens: int
+
+    def chunks(self, hidden: Tensor, targets: Tensor, temperature: float | Tensor) -> Iterator[Chunk]:
+        """Splits rows into chunks; no rows make one empty chunk, so that every rank joins each collective."""
+        dtype = accumulation_dtype(hidden)
+        inverse = torch.as_tensor(temperature, dtype=dtype, device=hidden.device).reciprocal().expand(len(hidden))
+        local_targets = targets - self.shard.start
+        for start in range(0, max(len(hidden), 1), self.chunk_tokens):
+            rows = slice(start, min(start + self.chunk_tokens, len(hidden)))
+            yield Chunk(rows, hidden[rows], local_targets[rows], inverse[rows].contiguous())
+
+    def forward(self, chunk: Chunk, with_entropy: bool) -> tuple[Tensor, RowStatistics]:
+        """The chunk's logits on this shard, as the back end keeps them, and its rows' statistics."""
+        logits, partials = self.backend.forward(chunk.hidden, chunk.targets, chunk.inverse_temperature, with_entropy)
+        return logits, combine(partials, self.shard)
+
+    def backward(
+        self,
+        chunk: Chunk,
+        logits: Tensor,
+        statistics: RowStatistics,
+        d_logprob: Tensor,
+        d_entropy: Tensor | None,
+        d_hidden: Tensor | None,
+        d_weight: Tensor | None,
+    ) -> None:
+        """Writes the chunk's rows of d hidden [T, H], summed over shards, and adds to d weight [V/tp, H].
+
+        Args: logits as `forward` gave them (overwritten); d_logprob, d_entropy [C]: the loss's derivatives.
+        """
+        d_logits = self.backend.logits_gradient(
+            logits, chunk.targets, chunk.inverse_temperature, statistics, d_logprob, d_entropy
+        )
+        pending = None
+        if d_hidden is not None:
+            d_hidden[chunk.rows] = self.backend.hidden_gradient(d_logits)
+            if self.shard.group is not None:
+                # The sum over shards travels while the weight's gradient is computed.
+                pending = dist.all_reduce(d_hidden[chunk.rows], group=self.shard.group, async_op=True)
+        if d_weight is not None:
+            self.backend.add_weight_gradient(d_weight[: self.shard.num_columns], d_logits, chunk.hidden)
+        if pending is not None:
+            pending.wait()
+
+
+def make_head(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float | Tensor,
+    num_valid_columns: int | None,
+    tp_group: dist.ProcessGroup | None,
+    backend: str,
+    chunk_tokens: int | None,
+) -> Head:
+    """Checks the arguments' shapes and dtypes and chooses the back end.
+
+    Raises: ValueError naming what does not fit.
+    """
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)}; give [T, H] and [V/tp, H]")
+    if hidden.dtype != weight.dtype or not hidden.is_floating_point():
+        raise ValueError(f"hidden is {hidden.dtype} and weight {weight.dtype}; give both in one floating-point dtype")
+    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(f"targets {tuple(targets.shape)} {targets.dtype}; give int64 token ids [{len(hidden)}]")
+    if isinstance(temperature, Tensor) and temperature.shape not in ((), hidden.shape[:1]):
+        raise ValueError(f"temperature {tuple(temperature.shape)}; give a number or a tensor [{len(hidden)}]")
+    shard = VocabShard.of(weight, num_valid_columns, tp_group)
+    if backend not in ("auto", "torch"):
+        raise ValueError(f"backend={backend!r}; set auto or torch")
+    return Head(TorchBackend(weight.detach()[: shard.num_columns]), shard, chunk_tokens or 512)
