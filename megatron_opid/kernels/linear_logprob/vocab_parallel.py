@@ -50,7 +50,7 @@ def combine(partials: Tensor, shard: VocabShard) -> RowStatistics:
     gathered = partials[None]
     if shard.group is not None:
         gathered = partials.new_empty(shard.group.size(), *partials.shape)
-        dist.all_gather_into_tensor(gathered, partials, group=shard.group)
+        dist.all_gather(list(gathered.unbind()), partials, group=shard.group)
     maxima, sums, target_logits = gathered[..., 0], gathered[..., 1], gathered[..., 2]
     maximum = maxima.amax(0)
     shift = maxima - maximum
