@@ -24,17 +24,19 @@ from tqdm import tqdm
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
 RUNNING_MEAN_STEPS = 10
+BEFORE_TRAINING = -1  # the step under which a validation of the untrained policy is logged
 
-_SECRET_NAME = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)(_|$)", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(^|_)(APIKEY|KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)(_|$)", re.IGNORECASE)
 _MIN_SECRET_CHARACTERS = 8  # shorter values (a debug "1", say) occur in a config by chance
 
 
 class MetricsLogger:
     """Appends one JSON object per training step to `<run_dir>/metrics.jsonl`; only rank 0 writes or prints anything.
 
-    Opening it at `start_step` k drops the lines of steps >= k that a killed run left behind, so no step counts twice.
+    Opening it at `start_step` k drops the lines of steps >= k that a killed run left behind, so no step counts twice;
+    opening it at 0 starts the file anew.
     A value that is not finite is written as null and counted in `num_nonfinite`; `time/step_s` is the wall time since
-    the previous call. Under W&B every attempt of a run is a W&B run of its own, in a group named like the run directory.
+    the previous call. Under W&B every attempt of a run is a W&B run of its own, in a group named like `run_dir`.
 
     Args:
         run_dir: the run's directory; made if it is not there.
@@ -64,7 +66,7 @@ class MetricsLogger:
             return
         run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        kept = keep_steps_before(run_dir / METRICS_FILE, start_step)
+        kept = keep_steps_before(run_dir / METRICS_FILE, start_step if start_step > 0 else BEFORE_TRAINING)
         self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
         self._progress = Progress(num_steps, start_step, history=kept, stream=stream or sys.stderr)
         self._wandb = None
@@ -73,7 +75,9 @@ class MetricsLogger:
         self._previous_s = time.monotonic()
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Record step `step` (from 0). Nested mappings become "outer/inner" names; values are numbers or None.
+        """Record step `step` (from 0) once its update is done; BEFORE_TRAINING records what was measured before any.
+
+        Nested mappings become "outer/inner" names; values are numbers or None. W&B counts updates, that is step + 1.
 
         Raises:
             TypeError: a value is not a number; the message names it.
@@ -88,7 +92,7 @@ class MetricsLogger:
         self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
         self._file.flush()
         if self._wandb is not None:
-            self._wandb.log({name: value for name, value in finite.items() if value is not None}, step=step)
+            self._wandb.log({name: value for name, value in finite.items() if value is not None}, step=step + 1)
         self._progress.update(step, finite)
 
     def close(self) -> None:
@@ -163,7 +167,7 @@ class Progress:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step + 1 - self._bar.n)
             return
-        seconds_per_step = (time.monotonic() - self._start_s) / (step + 1 - self._start_step)
+        seconds_per_step = (time.monotonic() - self._start_s) / max(1, step + 1 - self._start_step)
         eta = tqdm.format_interval(seconds_per_step * (self._num_steps - step - 1))
         print(
             f"step {step + 1}/{self._num_steps}  {text}  {seconds_per_step:.2f} s/step  ETA {eta}",
@@ -179,9 +183,10 @@ class Progress:
         parts = []
         if self._rates:
             parts.append(f"success {sum(self._rates) / len(self._rates):.1%} (mean of {len(self._rates)})")
-        for label in ("loss", "k3", "entropy"):
-            value = metrics.get(f"actor/{label}")
-            if value is not None:
+        if (rate := metrics.get("validation/success_rate")) is not None:
+            parts.append(f"validation {rate:.1%}")
+        for label, name in (("loss", "actor/loss"), ("k3", "actor/reference_kl"), ("entropy", "actor/entropy")):
+            if (value := metrics.get(name)) is not None:
                 parts.append(f"{label} {value:.4g}")
         return "  ".join(parts)
 
@@ -243,7 +248,8 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a kill at any moment leaves the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    # a model may write half of a surrogate pair; \udXXX is then both encodable and the right JSON escape
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -1,0 +1,95 @@
+// Charts: the panels of report/panels.py, drawn by plotly in the page's own colours.
+
+function style(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function color(index) {
+  return style(`--series-${index % 8}`);
+}
+
+function faded(hex, alpha) {
+  const [red, green, blue] = [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
+  return `rgba(${red}, ${green}, ${blue}, ${alpha})`;
+}
+
+function traces(curve) {
+  const shade = color(curve.color);
+  const common = { x: curve.x, y: curve.y, name: curve.name, type: "scatter" };
+  if (curve.style === "area") {
+    const line = { width: 0.5, color: shade };
+    return [{ ...common, mode: "lines", stackgroup: "phases", line, fillcolor: faded(shade, 0.65) }];
+  }
+  const thin = curve.style === "thin";
+  const points = curve.style === "points" || curve.x.length === 1;
+  const line = { ...common, mode: points ? "lines+markers" : "lines" };
+  line.line = { width: thin ? 1 : 2, color: thin ? faded(shade, 0.4) : shade };
+  line.marker = { size: 6, color: shade };
+  if (!curve.lower.length) return [line];
+  const edge = { x: curve.x, type: "scatter", mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false };
+  const upper = { ...edge, y: curve.upper, fill: "tonexty", fillcolor: faded(shade, 0.16) };
+  return [{ ...edge, y: curve.lower }, upper, line];
+}
+
+function yAxis(unit, curves) {
+  if (unit === "fraction") return { tickformat: ".0%", range: [0, 1.02], dtick: 0.25 };
+  if (unit === "small fraction") return { tickformat: "~%", rangemode: "tozero" };
+  return { rangemode: curves.some((curve) => curve.style === "area") ? "tozero" : "normal" };
+}
+
+function layout(panel) {
+  const [text, muted, grid] = [style("--text"), style("--muted"), style("--grid")];
+  const axis = { gridcolor: grid, linecolor: grid, zerolinecolor: grid, tickfont: { color: muted }, automargin: true };
+  axis.exponentformat = "e";
+  axis.minexponent = 4;
+  axis.separatethousands = true;
+  const label = (words) => ({ text: words, font: { color: muted, size: 12 }, standoff: 8 });
+  const unit = panel.unit.endsWith("fraction") ? "" : panel.unit;
+  return {
+    height: 280,
+    margin: { l: 48, r: 12, t: 8, b: 40 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: style("--sans"), size: 12, color: text },
+    hovermode: "x unified",
+    hoverlabel: { bgcolor: style("--surface"), bordercolor: grid, font: { color: text } },
+    showlegend: panel.curves.length > 1,
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11, color: muted } },
+    xaxis: { ...axis, title: label("policy updates"), rangemode: "tozero", hoverformat: "d" },
+    yaxis: { ...axis, ...yAxis(panel.unit, panel.curves), title: label(unit) },
+  };
+}
+
+function draw(place, panel) {
+  const options = { responsive: true, displaylogo: false, displayModeBar: false };
+  Plotly.react(place, panel.curves.flatMap(traces), layout(panel), options);
+}
+
+function drawCharts(data) {
+  const drawAll = () => {
+    for (const place of document.querySelectorAll(".chart[data-panel]")) {
+      draw(place, data.sections[place.dataset.section].panels[place.dataset.panel]);
+    }
+  };
+  drawAll();
+  const drawChosen = document.getElementById("every-metric") ? chooseMetric(data.metrics) : () => {};
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    drawAll();
+    drawChosen();
+  });
+}
+
+function chooseMetric(metrics) {
+  const box = document.getElementById("every-metric");
+  const select = document.getElementById("metric-name");
+  for (const name of Object.keys(metrics)) select.append(make("option", {}, name));
+  const drawChosen = () => {
+    if (!box.open || !select.value) return;
+    const [x, y] = metrics[select.value];
+    const curve = { name: select.value, x, y, style: "line", color: 0, lower: [], upper: [] };
+    draw(document.getElementById("metric-chart"), { unit: select.value, curves: [curve] });
+  };
+  select.addEventListener("change", drawChosen);
+  box.addEventListener("toggle", drawChosen);
+  return drawChosen;
+}
