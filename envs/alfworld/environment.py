@@ -1,0 +1,77 @@
+"""The ALFWorld environment: tasks, resets and steps over the native or the official engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from envs.alfworld.engine import Engine, NativeEngine
+from envs.alfworld.games import list_games, read_game, task_type
+from envs.alfworld.official import OfficialEngine
+from envs.base import Observation, Outcome, Start, Task
+
+SUCCESS_SCORE = 10.0
+_ENGINES = {"native": NativeEngine, "official": OfficialEngine}
+
+
+class AlfworldEnvironment:
+    """Plays the games under `data` with `engine`. Task.index counts the split's games in path order, modulo their number."""
+
+    def __init__(self, engine: Engine, data: str) -> None:
+        self._engine = engine
+        self._data = data
+
+    def reset(self, task: Task) -> Start:
+        """Start the task's game. Task.seed has no effect: a game is fully described by its file.
+
+        Raises:
+            ValueError: the split or the game file is missing or torn; the message names the path.
+        """
+        games = list_games(self._data, task.split)
+        path = games[task.index % len(games)]
+        turn = self._engine.load(path)
+        return Start(
+            goal=read_game(path).goal,
+            category=task_type(path),
+            observation=Observation(turn.text, turn.admissible),
+        )
+
+    def step(self, action: str) -> Outcome:
+        """Play one command. The episode is done when it is won; `reward` is 10 on the winning step, else 0."""
+        turn = self._engine.step(action)
+        return Outcome(
+            observation=Observation(turn.text, turn.admissible),
+            reward=success_score(turn.won),
+            done=turn.won,
+            won=turn.won,
+            info={"score": turn.score},
+        )
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def make_environment(options: Mapping[str, Any]) -> AlfworldEnvironment:
+    """An environment from the config's env section: `engine` (native or official) and `data`.
+
+    Raises:
+        ValueError: no engine has that name, or the official one is not installed.
+    """
+    name = options["engine"]
+    if name not in _ENGINES:
+        raise ValueError(f"env.engine={name!r} is not an ALFWorld engine; set it to one of {', '.join(_ENGINES)}")
+    return AlfworldEnvironment(_ENGINES[name](), options["data"])
+
+
+def num_tasks(split: str, options: Mapping[str, Any]) -> int:
+    """The number of playable games of `split`.
+
+    Raises:
+        ValueError: the split is missing or empty; the message names the folder.
+    """
+    return len(list_games(options["data"], split))
+
+
+def success_score(won: bool) -> float:
+    """The outcome score of an episode: 10 if won, else 0."""
+    return SUCCESS_SCORE if won else 0.0

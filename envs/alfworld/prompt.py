@@ -1,0 +1,107 @@
+"""How a step is shown to an agent, and how an action is read from its response."""
+
+from __future__ import annotations
+
+import re
+
+from envs.alfworld.text import BANNER
+from envs.base import PromptView
+
+_TASK_SENTENCE = re.compile(r"\n\nYour task is to: .*\Z", re.DOTALL)
+_CJK = re.compile(r"[\u4e00-\u9fff]")
+_FALLBACK_CHARACTERS = 30
+# Of no use to a small model: they tell nothing that the prompt does not show.
+_COMPACT_OMITS = ("help", "inventory", "look", "examine")
+
+
+def render_prompt(view: PromptView, *, style: str, episode_skill: str = "", step_skill: str = "") -> str:
+    """The user message of one step.
+
+    `style` is full (for language models: role, history, admissible actions, response format) or compact (a few terse
+    lines, for models trained from scratch on this environment). The episode skill follows the task line, the step skill
+    comes right before the call to act.
+
+    Raises:
+        ValueError: an unknown style.
+    """
+    if style == "full":
+        return _full(view, episode_skill, step_skill)
+    if style == "compact":
+        return _compact(view, episode_skill, step_skill)
+    raise ValueError(f"env.prompt_style={style!r} is not a style of ALFWorld; set it to full or compact")
+
+
+def project_action(response: str) -> tuple[str, bool]:
+    """The action in a response, lower case, and whether the response has the required form.
+
+    The action stands between the first <action> and the first </action>; without both tags it is the last 30 characters.
+    Valid means both action tags, both think tags (in lower case) and no CJK character. The action itself is not judged:
+    one that is not admissible is valid and changes nothing.
+    """
+    lowered = response.lower()
+    start, end = lowered.find("<action>"), lowered.find("</action>")
+    if start < 0 or end < 0:
+        return lowered[-_FALLBACK_CHARACTERS:], False
+    action = lowered[start + len("<action>") : end].strip()
+    return action, "<think>" in response and "</think>" in response and not _CJK.search(response)
+
+
+def _full(view: PromptView, episode_skill: str, step_skill: str) -> str:
+    blocks = [
+        "You control a household robot through a text interface. Each turn you choose one action.",
+        f"Task: {view.goal}" + (f"\n{episode_skill}" if episode_skill else ""),
+    ]
+    if view.history:
+        first = view.index - len(view.history) + 1
+        lines = [
+            f"Observation {number}: {_plain(observation)}\nAction {number}: {action}"
+            for number, (observation, action) in enumerate(view.history, first)
+        ]
+        blocks.append(f"Actions taken so far: {view.index}. The latest {len(lines)}:\n" + "\n".join(lines))
+    blocks.append(f"Observation {view.index + 1} (now): {_plain(view.observation)}")
+    actions = "\n".join(f"- {action}" for action in view.admissible if action != "help")
+    blocks.append(f"Actions possible now:\n{actions}")
+    if step_skill:
+        blocks.append(step_skill)
+    blocks.append(
+        "First reason about the state of the task and what to do next inside <think> </think>. Then give exactly one of "
+        "the possible actions, word for word, inside <action> </action>."
+    )
+    return "\n\n".join(blocks)
+
+
+def _compact(view: PromptView, episode_skill: str, step_skill: str) -> str:
+    lines = [f"task: {view.goal}"]
+    if episode_skill:
+        lines.append(f"skill: {episode_skill}")
+    lines += [f"{_terse(observation)} > {action}" for observation, action in view.history]
+    lines.append(_terse(view.observation))
+    lines.append(", ".join(action for action in view.admissible if action.split()[0] not in _COMPACT_OMITS))
+    if step_skill:
+        lines.append(f"hint: {step_skill}")
+    return "\n".join([*lines, "act:"])
+
+
+def _plain(observation: str) -> str:
+    """The observation without the first one's banner and task sentence, which the prompt shows elsewhere."""
+    return _TASK_SENTENCE.sub("", observation.removeprefix(BANNER)).strip()
+
+
+_TERSE_FORMS = (
+    (re.compile(r"You are in the middle of a room\..*", re.DOTALL), "start"),
+    (re.compile(r"You arrive at [^.]*\. "), ""),
+    (re.compile(r"You open the [^.]*\. "), ""),
+    (re.compile(r"The ([^.]*) is open\. In it, you see ([^.]*)\."), r"\1: \2"),
+    (re.compile(r"On the ([^,.]*), you see ([^.]*)\."), r"\1: \2"),
+    (re.compile(r"The ([^.]*) is closed\."), r"\1: closed"),
+    (re.compile(r"\b(?:and )?a (?=\w+ \d)"), ""),
+    (re.compile(r"You | the(?= )|\.\Z"), ""),
+)
+
+
+def _terse(observation: str) -> str:
+    """The observation in a few words, such as `cabinet 1: mug 2, plate 1`."""
+    text = _plain(observation)
+    for pattern, replacement in _TERSE_FORMS:
+        text = pattern.sub(replacement, text)
+    return text.lower()
