@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from envs.base import PromptView, Task
@@ -60,15 +60,19 @@ class Trajectory:
 
     def view(self, index: int, history_length: int) -> PromptView:
         """What the prompt of step `index` showed: the same view that the agent loop rendered."""
-        past = self.steps[max(0, index - history_length) : index]
         step = self.steps[index]
         return PromptView(
             goal=self.goal,
-            history=tuple((s.observation, s.action) for s in past),
+            history=recent(self.steps[:index], history_length),
             index=index,
             observation=step.observation,
             admissible=step.admissible,
         )
+
+
+def recent(steps: Sequence[Step], length: int) -> tuple[tuple[str, str], ...]:
+    """The last `length` (observation, action) pairs: the history that the next prompt shows."""
+    return tuple((step.observation, step.action) for step in steps[max(0, len(steps) - length) :])
 
 
 def to_json(trajectory: Trajectory) -> str:

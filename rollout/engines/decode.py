@@ -64,9 +64,9 @@ class DecodeBatch:
         self.requests: list[Request] = []
 
     def advance(self, newcomers: Sequence[Request]) -> list[Request]:
-        """Sample one more token of every request, newcomers included; return those that finished, which leave the batch.
+        """Sample one more token of every request, newcomers included; return those that finished.
 
-        Requests whose caller has left are dropped.
+        They leave the batch. Requests whose caller has left are dropped.
         """
         with torch.inference_mode():
             parts = [self._decode()] if self.requests else []
@@ -147,13 +147,10 @@ class DecodeBatch:
 
 
 def _select(cache: DynamicCache, rows: list[int], width: int) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of some rows, per layer, [rows, heads, width, head size]: cut or padded with zeros on the left."""
+    """Keys and values of some rows, per layer: [rows, heads, width, head size], cut or padded with zeros on the left."""
     # F.pad with a negative size cuts, so that one call serves both.
-    missing = width - cache.get_seq_length()
-    return [
-        (pad(layer.keys[rows], (0, 0, missing, 0)), pad(layer.values[rows], (0, 0, missing, 0)))
-        for layer in cache.layers
-    ]
+    missing = (0, 0, width - cache.get_seq_length(), 0)
+    return [(pad(layer.keys[rows], missing), pad(layer.values[rows], missing)) for layer in cache.layers]
 
 
 def _append_tokens(requests: list[Request], logits: Tensor) -> None:

@@ -22,7 +22,7 @@ _LOOP_PASSES = 3
 
 
 class LocalEngine:
-    """Continuous batching on the event loop's own thread: one decode step, then every coroutine that can run, and so on.
+    """Continuous batching on the event loop's own thread: a decode step, then every coroutine that can run, and so on.
 
     With environments in the same process nothing depends on timing, so equal seeds give equal batches and bitwise equal
     answers. A draw depends on its request's own seed and never on what else is in the batch (log-probs can differ in
@@ -104,7 +104,7 @@ class LocalEngine:
         self._fail_all(EngineError(self._fault))
 
     async def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Replace all weights in place, between requests. Names are the Hugging Face model's; tied tensors may come once.
+        """Replace all weights in place, between requests, by Hugging Face names; tied tensors may come once.
 
         Raises:
             ValueError: a name is unknown, missing or given twice with other values, or a shape or dtype differs. The

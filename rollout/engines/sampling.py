@@ -1,4 +1,4 @@
-"""Drawing tokens by inverse CDF from uniforms that belong to the request, so that a draw does not depend on the batch."""
+"""Drawing tokens by inverse CDF from uniforms of the request's own, so that a draw does not depend on the batch."""
 
 from __future__ import annotations
 

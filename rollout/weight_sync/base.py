@@ -23,7 +23,7 @@ class PushReport:
 
 
 class WeightSync(ABC):
-    """Sends full tensors under Hugging Face names; compares digests on the first push and every `verify_every`-th after.
+    """Sends full tensors under Hugging Face names; compares digests on the first of every `verify_every` pushes.
 
     A transport implements `transfer` and `held_digests`. It consumes the iterator once, in order, and makes its own
     buckets: no more than a bucket need be in memory at once.

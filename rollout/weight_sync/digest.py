@@ -19,9 +19,9 @@ class DigestMismatch(RuntimeError):
 def digest(tensor: Tensor) -> int:
     """64-bit checksum of a tensor's shape, dtype and bits.
 
-    sum_i w_i x_i mod 2^64 with x the elements' bits as integers and w_i a mixed odd number of the position i: any single
-    changed element changes the sum, and so does an exchange of two unequal ones (up to chance, 2^-64). It guards
-    against faults, not against an attacker.
+    sum_i w_i x_i mod 2^64, with x the elements' bits as integers and w_i an odd number mixed from the position i: any
+    single changed element changes the sum, and so does an exchange of unequal ones (up to chance). It guards against
+    faults, not against an attacker.
     """
     flat = tensor.detach().contiguous().view(-1).view(_INTEGER_VIEW[tensor.element_size()])
     total = _header(tensor)

@@ -1,0 +1,175 @@
+"""Environments in child processes: they run beside each other, and a process that dies fails its own episodes only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from envs.base import Outcome, Start, Task
+from rollout.environments import EnvironmentFault
+
+
+class EnvironmentProcess:
+    """One child process and the requests that wait for it."""
+
+    def __init__(self, package_name: str, options: Mapping[str, Any], timeout_s: float):
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "rollout.environment_process", str(theirs.fileno()), package_name]
+        paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+        with theirs:
+            self._process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": paths}, stdin=subprocess.DEVNULL
+            )
+        self._connection = Connection(ours.detach())
+        self._connection.send(options)
+        self._timeout_s = timeout_s
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._request_ids = itertools.count()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.death: str | None = None
+        self.num_borrowed = 0
+        self.free: list[int] = []
+        self.environment_ids = itertools.count()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def call(self, environment_id: int, method: str, argument: Any) -> Any:
+        """What the environment's method returns.
+
+        Raises:
+            EnvironmentFault: the environment raised, the process died, or no answer came within the time limit (the
+                process is killed then, because a hung environment blocks its neighbours as well).
+        """
+        self._watch()
+        request_id = next(self._request_ids)
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = answer
+        self._send((request_id, environment_id, method, argument))
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await answer
+        except TimeoutError:
+            self.kill(f"no answer to {method} within {self._timeout_s:.0f} s")
+            raise EnvironmentFault(self.death) from None
+        finally:
+            self._waiting.pop(request_id, None)
+
+    def drop(self, environment_id: int) -> None:
+        """Close an environment without waiting for it; nothing to do if its process has died."""
+        with contextlib.suppress(EnvironmentFault):
+            self._send((next(self._request_ids), environment_id, "close", None))
+
+    def kill(self, reason: str) -> None:
+        """End the process; everyone who waits for it gets an EnvironmentFault."""
+        if self.death is not None:
+            return
+        self.death = reason
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._connection.fileno())
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(EnvironmentFault(reason))
+
+    def _send(self, message: tuple) -> None:
+        if self.death is None:
+            try:
+                self._connection.send(message)
+            except OSError:
+                self._died()
+        if self.death is not None:
+            raise EnvironmentFault(self.death)
+
+    def _watch(self) -> None:
+        """Have the running event loop read the answers."""
+        loop = asyncio.get_running_loop()
+        if self.death is None and loop is not self._loop:
+            loop.add_reader(self._connection.fileno(), self._read)
+            self._loop = loop
+
+    def _read(self) -> None:
+        try:
+            request_id, error, value = self._connection.recv()
+        except (EOFError, OSError):
+            self._died()
+            return
+        answer = self._waiting.get(request_id)
+        if answer is None or answer.done():
+            return
+        if error is None:
+            answer.set_result(value)
+        else:
+            answer.set_exception(EnvironmentFault(error))
+
+    def _died(self) -> None:
+        # The socket may close a moment before the process ends: its own exit code says more than that of our kill.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=1)
+        self.kill(f"the environment process {self.pid} died with exit code {self._process.poll()}")
+
+
+@dataclass(frozen=True)
+class ProcessEnvironment:
+    """One of several environments of a child process."""
+
+    process: EnvironmentProcess
+    environment_id: int
+
+    async def reset(self, task: Task) -> Start:
+        return await self.process.call(self.environment_id, "reset", task)
+
+    async def step(self, action: str) -> Outcome:
+        return await self.process.call(self.environment_id, "step", action)
+
+
+class ProcessEnvironments:
+    """Environments spread evenly over `num_processes` child processes; a dead process is replaced when next needed.
+
+    Args:
+        package_name: the environment package's import name.
+        options: its section of the config; must pickle.
+        timeout_s: for one reset or step.
+    """
+
+    def __init__(self, package_name: str, options: Mapping[str, Any], num_processes: int, timeout_s: float):
+        self._make = lambda: EnvironmentProcess(package_name, options, timeout_s)
+        self.processes = [self._make() for _ in range(num_processes)]
+        self.num_restarts = 0
+
+    def borrow(self) -> ProcessEnvironment:
+        self._replace_dead()
+        process = min(self.processes, key=lambda process: process.num_borrowed)
+        process.num_borrowed += 1
+        return ProcessEnvironment(process, process.free.pop() if process.free else next(process.environment_ids))
+
+    def release(self, environment: ProcessEnvironment) -> None:
+        environment.process.num_borrowed -= 1
+        environment.process.free.append(environment.environment_id)
+
+    def discard(self, environment: ProcessEnvironment) -> None:
+        environment.process.num_borrowed -= 1
+        environment.process.drop(environment.environment_id)
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill("the pool is closed")
+
+    def _replace_dead(self) -> None:
+        for index, process in enumerate(self.processes):
+            if process.death is not None:
+                self.processes[index] = self._make()
+                self.num_restarts += 1

@@ -1,0 +1,231 @@
+"""Plays many episodes at once and hands finished ones to an annotator while the others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from envs.base import EnvironmentPackage, Task
+from rollout.agent_loop import EpisodeSettings, play_episode
+from rollout.engines.base import Engine
+from rollout.environments import EnvironmentPool, InlineEnvironments
+from rollout.metrics import Tally, cost, summarize
+from rollout.process_environments import ProcessEnvironments
+from rollout.seeds import episode_seed
+from rollout.trajectory import HindsightSkills, Trajectory, with_skills
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+Annotator = Callable[[Trajectory], Awaitable[HindsightSkills | None]]
+
+
+class RolloutError(RuntimeError):
+    """No episode of a collection could be played."""
+
+
+class RolloutWorker:
+    """Environments, an engine and a tokenizer, kept from one collection to the next.
+
+    Use as a context manager, or call `close`.
+
+    Args:
+        package: the environment's package.
+        options: its section of the config; must pickle when `num_processes` > 0.
+        run_seed: with the training step, task, member and turn it seeds every request.
+        num_processes: processes that host environments; 0 keeps them in this one, where equal seeds and a local engine
+            give bitwise equal trajectories.
+        max_concurrent_episodes: further episodes wait; also bounds the number of environments.
+        environment_timeout_s: for one reset or step in a process.
+        progress: show a progress bar; None shows one if stderr is a terminal.
+    """
+
+    def __init__(
+        self,
+        package: EnvironmentPackage,
+        options: Mapping[str, Any],
+        engine: Engine,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        run_seed: int,
+        num_processes: int = 0,
+        max_concurrent_episodes: int = 256,
+        environment_timeout_s: float = 120.0,
+        progress: bool | None = None,
+    ):
+        self.metrics: dict[str, float] = {}  # of the last collection
+        self._package = package
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._run_seed = run_seed
+        self._max_concurrent_episodes = max_concurrent_episodes
+        self._progress = sys.stderr.isatty() if progress is None else progress
+        self.environments = _environments(package, options, num_processes, environment_timeout_s)
+        # One loop for all collections: HTTP clients and analyzers stay bound to the loop they were first used in.
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> RolloutWorker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.environments.close()
+        self._runner.close()
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run any coroutine (a collection, the engine's pause, ...) to its end on the worker's event loop."""
+        return self._runner.run(coroutine)
+
+    def collect_sync(self, *arguments: Any, **options: Any) -> list[Trajectory]:
+        """`collect`, for callers without an event loop."""
+        return self.run(self.collect(*arguments, **options))
+
+    async def collect(
+        self,
+        tasks: Sequence[Task],
+        group_size: int,
+        settings: EpisodeSettings,
+        *,
+        training_step: int,
+        annotator: Annotator | None = None,
+        label: str = "rollout",
+    ) -> list[Trajectory]:
+        """Play `group_size` episodes of every task; trajectories in order of tasks, then members.
+
+        A failed episode is played once more in a fresh environment; one that fails twice is returned with `failure` set
+        and is not annotated. An annotator that raises costs only its own trajectory the skills. `metrics` describes the
+        collection afterwards. `training_step` enters the seeds; `label` names the progress bar.
+
+        Raises:
+            ValueError: a task is given twice, which would make its groups one.
+            TokenMismatch: a sample is not what the engine saw and sampled.
+            RolloutError: every episode failed.
+        """
+        if len(set(tasks)) < len(tasks):
+            raise ValueError("a task is given twice in one collection; raise group_size for more episodes of a task")
+        tally = Tally()
+        busy_before_s = getattr(self._engine, "busy_s", None)  # engines behind HTTP do not know
+        slots = asyncio.Semaphore(self._max_concurrent_episodes)
+        with _Progress(label, len(tasks) * group_size, self._progress) as progress:
+
+            async def play(task: Task, member: int) -> Trajectory:
+                group = f"{training_step}/{task.split}/{task.index}"
+                async with slots:
+                    trajectory = await self._play_twice(task, member, group, settings, training_step, tally)
+                tally.last_episode_end_s = time.perf_counter()
+                progress.add(trajectory)
+                return await _annotate(trajectory, annotator, tally)
+
+            trajectories = await _gather(play(task, member) for task in tasks for member in range(group_size))
+        self.metrics = summarize(trajectories)
+        busy_s = None if busy_before_s is None else self._engine.busy_s - busy_before_s
+        self.metrics |= cost(tally, self.metrics["response_tokens"], busy_s)
+        self.metrics["num_environment_restarts"] = self.environments.num_restarts
+        if trajectories and all(trajectory.failure for trajectory in trajectories):
+            raise RolloutError(f"all {len(trajectories)} episodes failed, the first by {trajectories[0].failure}")
+        return trajectories
+
+    async def _play_twice(
+        self, task: Task, member: int, group: str, settings: EpisodeSettings, training_step: int, tally: Tally
+    ) -> Trajectory:
+        """The episode, played again if it failed: with the same seed, so that a fault does not change the sample."""
+        seed = episode_seed(self._run_seed, training_step, task, member)
+        uid = f"{group}/{member}"
+        trajectory = await self._play(task, settings, uid, group, seed)
+        if trajectory.failure is not None:
+            logger.warning("episode %s failed and is played again: %s", uid, trajectory.failure)
+            tally.count_failure(trajectory.failure)
+            tally.num_replays += 1
+            trajectory = await self._play(task, settings, uid, group, seed)
+            if trajectory.failure is not None:
+                tally.count_failure(trajectory.failure)
+        return trajectory
+
+    async def _play(self, task: Task, settings: EpisodeSettings, uid: str, group: str, seed: int) -> Trajectory:
+        environment = self.environments.borrow()
+        healthy = False
+        try:
+            trajectory = await play_episode(
+                task,
+                environment,
+                self._package,
+                self._engine,
+                self._tokenizer,
+                settings,
+                uid=uid,
+                group=group,
+                seed=seed,
+            )
+            healthy = trajectory.failure is None
+        finally:
+            if healthy:
+                self.environments.release(environment)
+            else:
+                self.environments.discard(environment)
+        return trajectory
+
+
+async def _annotate(trajectory: Trajectory, annotator: Annotator | None, tally: Tally) -> Trajectory:
+    if annotator is None or trajectory.failure is not None:
+        return trajectory
+    # Skills are an aid, and the annotator may be a remote service: whatever it raises must not stop the training.
+    try:
+        skills = await annotator(trajectory)
+    except Exception:
+        logger.exception("the annotator failed on episode %s, which stays without skills", trajectory.uid)
+        tally.num_annotator_errors += 1
+        return trajectory
+    return with_skills(trajectory, skills)
+
+
+async def _gather(coroutines: Iterator[Coroutine[Any, Any, Trajectory]]) -> list[Trajectory]:
+    """All results in order; the first error cancels the rest and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _environments(
+    package: EnvironmentPackage, options: Mapping[str, Any], num_processes: int, timeout_s: float
+) -> EnvironmentPool:
+    if num_processes == 0:
+        return InlineEnvironments(package, options)
+    if not isinstance(package, ModuleType):
+        raise ValueError("env.num_processes > 0 needs an environment package that a process can import by name")
+    return ProcessEnvironments(package.__name__, options, num_processes, timeout_s)
+
+
+class _Progress(contextlib.AbstractContextManager):
+    """A bar with episodes done, success so far and response tokens per second."""
+
+    def __init__(self, label: str, num_episodes: int, shown: bool):
+        self._bar = tqdm(total=num_episodes, desc=label, unit="episode", disable=not shown, file=sys.stderr)
+        self._started_s = time.perf_counter()
+        self._num_played = self._num_won = self._num_tokens = 0
+
+    def add(self, trajectory: Trajectory) -> None:
+        self._num_played += trajectory.failure is None
+        self._num_won += trajectory.success
+        self._num_tokens += sum(len(step.response_ids) for step in trajectory.steps)
+        rate = self._num_tokens / (time.perf_counter() - self._started_s)
+        success = self._num_won / self._num_played if self._num_played else 0.0
+        self._bar.set_postfix_str(f"success {success:.0%}, {rate:.0f} tok/s", refresh=False)
+        self._bar.update()
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
