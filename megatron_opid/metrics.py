@@ -282,6 +282,8 @@ def _without_secrets(value: Any) -> Any:
 def _start_wandb(run_dir: Path, config: Mapping[str, Any], mode: str, project: str, start_step: int) -> Any:
     import wandb  # slow to import, and not needed when disabled
 
+    # W&B's own logs would go to the home directory; no setting of wandb.Settings moves them
+    os.environ.setdefault("WANDB_CACHE_DIR", str(run_dir / "wandb" / "cache"))
     return wandb.init(
         project=project,
         group=run_dir.resolve().name,
@@ -289,5 +291,6 @@ def _start_wandb(run_dir: Path, config: Mapping[str, Any], mode: str, project: s
         dir=str(run_dir),
         config=_without_secrets(config),
         mode=mode,
-        settings=wandb.Settings(console="off", save_code=False, disable_git=True, silent=True),
+        # the "meta" record holds command-line arguments and SLURM_* environment variables
+        settings=wandb.Settings(console="off", save_code=False, disable_git=True, silent=True, x_disable_meta=True),
     )

@@ -23,7 +23,7 @@ function traces(curve) {
   const thin = curve.style === "thin";
   const points = curve.style === "points" || curve.x.length === 1;
   const line = { ...common, mode: points ? "lines+markers" : "lines" };
-  line.line = { width: thin ? 1 : 2, color: thin ? faded(shade, 0.4) : shade };
+  line.line = { width: thin ? 1 : 2, color: thin ? faded(shade, 0.55) : shade };
   line.marker = { size: 6, color: shade };
   if (!curve.lower.length) return [line];
   const edge = { x: curve.x, type: "scatter", mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false };
@@ -31,10 +31,16 @@ function traces(curve) {
   return [{ ...edge, y: curve.lower }, upper, line];
 }
 
-function yAxis(unit, curves) {
-  if (unit === "fraction") return { tickformat: ".0%", range: [0, 1.02], dtick: 0.25 };
-  if (unit === "small fraction") return { tickformat: "~%", rangemode: "tozero" };
-  return { rangemode: curves.some((curve) => curve.style === "area") ? "tozero" : "normal" };
+// what cannot be negative starts at 0, so that a flat curve looks flat
+function yAxis(panel) {
+  if (panel.unit === "fraction") return { tickformat: ".0%", range: [0, 1.02], dtick: 0.25 };
+  const stacked = panel.curves.some((curve) => curve.style === "area");
+  const values = panel.curves.flatMap((curve) => curve.y);
+  const largest = values.reduce((a, b) => Math.max(a, b), 0);
+  const axis = largest >= 1e4 ? { exponentformat: "SI" } : {};
+  if (panel.unit === "small fraction") axis.tickformat = "~%";
+  if (!stacked && largest > 0 && values.every((value) => value >= 0)) axis.range = [0, 1.08 * largest];
+  return axis;
 }
 
 function layout(panel) {
@@ -54,9 +60,9 @@ function layout(panel) {
     hovermode: "x unified",
     hoverlabel: { bgcolor: style("--surface"), bordercolor: grid, font: { color: text } },
     showlegend: panel.curves.length > 1,
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11, color: muted } },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { size: 11, color: muted } },
     xaxis: { ...axis, title: label("policy updates"), rangemode: "tozero", hoverformat: "d" },
-    yaxis: { ...axis, ...yAxis(panel.unit, panel.curves), title: label(unit) },
+    yaxis: { ...axis, ...yAxis(panel), title: label(unit) },
   };
 }
 

@@ -76,8 +76,8 @@ _TEACHER: list[_PlainPanel] = [
     ("Tokens with a teacher term", "fraction", {"teacher/scored_fraction": "scored"}),
 ]
 _MISMATCH: list[_PlainPanel] = [
-    ("Mean |engine − trainer|", "nats per token", {"mismatch/logprob_abs_mean": "mean"}),
-    ("Largest |engine − trainer|", "nats", {"mismatch/logprob_abs_max": "largest"}),
+    ("Mean |engine − trainer| log-prob, same tokens", "nats per token", {"mismatch/logprob_abs_mean": "mean"}),
+    ("Largest |engine − trainer| log-prob", "nats", {"mismatch/logprob_abs_max": "largest"}),
 ]
 _ANALYZER: list[_PlainPanel] = [
     (
@@ -105,7 +105,7 @@ def sections(lines: Lines) -> list[Section]:
         Section("Optimisation", _plain_panels(lines, _ACTOR)),
         Section("Episodes", _plain_panels(lines, _EPISODES)),
         Section("Skill teacher", _plain_panels(lines, _TEACHER)),
-        Section("Log-prob mismatch, same tokens", _plain_panels(lines, _MISMATCH)),
+        Section("Engine and trainer", _plain_panels(lines, _MISMATCH)),
         Section("Analyzer", _plain_panels(lines, _ANALYZER)),
         Section("Time", _time(lines)),
     ]

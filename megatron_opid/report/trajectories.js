@@ -88,7 +88,7 @@ function showEpisode(episode, scale) {
     Fault: episode.fault,
   });
   const key = "Agent steps; red: invalid action, underlined: critical, has a skill of its own";
-  const parts = [heading, about, ...block("What happened, says the analyzer", episode.summary)];
+  const parts = [heading, about, ...block("Summary by the analyzer", episode.summary)];
   parts.push(make("p", { className: "hint" }, key), steps, place);
   document.getElementById("episode").replaceChildren(...parts);
   if (episode.steps.length) open(0);
@@ -141,7 +141,8 @@ function legend(score, scale) {
 function tokens(score, scale) {
   const place = make("pre", { className: "tokens", tabIndex: 0, ariaLabel: "Response tokens; arrow keys read them" });
   score.tokens.forEach((text, i) => {
-    const token = make("span", { className: "token" }, text);
+    // a line break has no area to colour or to point at
+    const token = make("span", { className: "token" }, text.replaceAll("\n", "↵\n"));
     token.style.backgroundColor = shade(delta(score, i), scale);
     token.addEventListener("mouseenter", () => showTip(token, score, i));
     token.addEventListener("mouseleave", hideTip);
