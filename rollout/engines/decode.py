@@ -147,7 +147,7 @@ class DecodeBatch:
 
 
 def _select(cache: DynamicCache, rows: list[int], width: int) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of some rows, per layer: [rows, heads, width, head size], cut or padded with zeros on the left."""
+    """Keys and values of some rows, per layer, [rows, heads, width, head size]: cut or zero-padded on the left."""
     # F.pad with a negative size cuts, so that one call serves both.
     missing = (0, 0, width - cache.get_seq_length(), 0)
     return [(pad(layer.keys[rows], missing), pad(layer.values[rows], missing)) for layer in cache.layers]

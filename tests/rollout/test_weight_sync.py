@@ -1,0 +1,83 @@
+"""Weight sync into the local engine, and the digest that guards it."""
+
+import pytest
+import torch
+
+from rollout.engines.local import LocalEngine
+from rollout.weight_sync.base import PushReport
+from rollout.weight_sync.digest import DigestMismatch, digest
+from rollout.weight_sync.in_process import InProcessSync
+from tests.rollout.tiny import make_model
+
+
+def weights(model):
+    return ((name, tensor.detach().clone()) for name, tensor in model.named_parameters())
+
+
+class Corrupting(InProcessSync):
+    """A transport that flips the lowest bit of one element of one tensor on its way."""
+
+    victim = None
+
+    def transfer(self, named_tensors, version):
+        def flipped():
+            for name, tensor in named_tensors:
+                if name == self.victim:
+                    tensor = tensor.clone()
+                    tensor.view(torch.int32).view(-1)[5] ^= 1
+                yield name, tensor
+
+        super().transfer(flipped(), version)
+
+
+def test_push_moves_everything_and_says_so():
+    engine, other = LocalEngine(make_model(0)), make_model(1)
+    sync = InProcessSync(engine, verify_every=2)
+    reports = [sync.push(weights(other), version) for version in (1, 2, 3)]
+    assert [report.verified for report in reports] == [True, False, True]
+    assert engine.weight_version == 3
+    parameters = list(other.parameters())
+    assert reports[0] == PushReport(
+        len(parameters), sum(4 * p.numel() for p in parameters), reports[0].seconds, verified=True
+    )
+    assert all(torch.equal(a, b) for a, b in zip(engine._model.parameters(), parameters, strict=True))
+
+
+def test_one_flipped_bit_is_found_and_named_when_verified():
+    name = "model.layers.1.mlp.down_proj.weight"
+    sync = Corrupting(LocalEngine(make_model(0)), verify_every=2)
+    sync.push(weights(make_model(1)), 1)
+    sync.victim = name
+    sync.push(weights(make_model(1)), 2)  # not a verified push
+    with pytest.raises(DigestMismatch, match=name):
+        sync.push(weights(make_model(1)), 3)
+
+
+def test_verify_every_must_be_positive():
+    with pytest.raises(ValueError, match="verify_every=0"):
+        InProcessSync(LocalEngine(make_model()), verify_every=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64])
+def test_digest_sees_bits_positions_shape_and_dtype(dtype):
+    torch.manual_seed(0)
+    tensor = (torch.randn(40, 7) * 50).to(dtype)
+    value = digest(tensor)
+    assert 0 <= value < 2**64
+    assert value == digest(tensor.clone()) == digest(tensor.t().contiguous().t())  # strides do not matter
+    swapped = tensor.view(-1).clone()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    assert not torch.equal(swapped, tensor.view(-1))
+    changed = tensor.clone()
+    changed[39, 6] += 1
+    others = [digest(swapped.view(40, 7)), digest(changed), digest(tensor.view(7, 40)), digest(tensor.double())]
+    assert len({value, *others}) == 5
+
+
+def test_digest_does_not_depend_on_the_pieces_it_is_computed_in(monkeypatch):
+    tensor = torch.randn(1000)
+    whole = digest(tensor)
+    monkeypatch.setattr("rollout.weight_sync.digest._CHUNK_ELEMENTS", 37)
+    assert digest(tensor) == whole
+    assert digest(torch.empty(0)) != digest(torch.empty(0, 3))
+    assert digest(torch.tensor(1.0)) != digest(torch.tensor(-1.0)) != digest(torch.tensor(0.0))
