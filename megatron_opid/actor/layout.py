@@ -7,8 +7,6 @@ from typing import Any
 from megatron_opid.config import ActorConfig
 from megatron_opid.weights.hf_config import hf_config_faults, parse_hf_config
 
-VOCAB_MULTIPLE = 128
-
 
 def layout_faults(
     actor: ActorConfig, hf_config: dict[str, Any], world_size: int, tokenizer_size: int | None = None
@@ -22,12 +20,6 @@ def layout_faults(
     if model_faults:
         return faults
     return faults + _model_size_faults(actor, hf_config) + _vocabulary_faults(hf_config, tokenizer_size)
-
-
-def padded_vocab_size(vocab_size: int, tensor_parallel: int) -> int:
-    """The smallest multiple of 128 * tensor_parallel that holds the vocabulary; published Qwen vocabularies stay as they are."""
-    multiple = VOCAB_MULTIPLE * tensor_parallel
-    return -(-vocab_size // multiple) * multiple
 
 
 def _parallel_size_faults(actor: ActorConfig, world_size: int) -> list[str]:
@@ -58,6 +50,7 @@ def _model_size_faults(actor: ActorConfig, hf_config: dict[str, Any]) -> list[st
         "num_attention_heads": shape.num_heads,
         "num_key_value_heads": shape.num_groups,
         "intermediate_size": shape.ffn_size,
+        "padded vocab_size": shape.padded_vocab_size,
     }
     faults = [
         f"actor.tensor_parallel={tensor} does not divide the model's {name}={size}; set a divisor of {size}"

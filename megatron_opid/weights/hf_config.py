@@ -1,4 +1,4 @@
-"""What a Hugging Face config.json says about the model, for the families that are built. Needs neither torch nor Megatron."""
+"""What a Hugging Face config.json says about the model, for the families that are built. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 FAMILIES = ("qwen2", "qwen3")
+VOCAB_MULTIPLE = 128
 
 REQUIRED_FIELDS = (
     "num_hidden_layers",
@@ -43,6 +44,11 @@ class ModelShape:
     qk_norm: bool
     max_positions: int
     initializer_range: float
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """The vocabulary filled up to a multiple of 128, for tensor parallelism to divide; Qwen's sizes stay."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 def read_hf_config(model_dir: Path) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""The actor: a Megatron model that scores, learns, exports and is saved. Every method is a collective of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_opid.actor import parallel
+from megatron_opid.actor.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
+from megatron_opid.actor.head import HeadSettings
+from megatron_opid.actor.model import build_model, transformer_config
+from megatron_opid.actor.optimizer import build_optimizer, wrap_for_data_parallel
+from megatron_opid.actor.parameters import RankParameters
+from megatron_opid.actor.samples import PolicySample, ScoreRequest, TokenSequence
+from megatron_opid.actor.scoring import Packer, score_batches
+from megatron_opid.actor.update import policy_update, sft_update
+from megatron_opid.algorithm.losses import LossCoefficients
+from megatron_opid.config import ActorConfig, OptimizerConfig, resolve_model
+from megatron_opid.weights.hf import HfWeights, write_hf
+from megatron_opid.weights.hf_config import parse_hf_config, read_hf_config
+
+
+class Actor:
+    """Built from the Hugging Face directory `config.model`, on every rank of torchrun (or alone without it).
+
+    All ranks call every method with the same arguments and get the same results; each data-parallel rank computes its
+    balanced share. `num_training_steps` counts optimizer updates (for the learning-rate schedule). Log-probs are of the
+    softmax at `temperature`. With `with_reference` the initial weights are kept in host memory for scoring.
+
+    Raises: HfConfigError, WeightsError for a model that cannot be read; actor.layout says what fits on how many ranks.
+    """
+
+    def __init__(
+        self,
+        config: ActorConfig,
+        optimizer: OptimizerConfig,
+        *,
+        num_training_steps: int,
+        temperature: float = 1.0,
+        seed: int = 0,
+        with_reference: bool = False,
+        timeout_s: float = 1800.0,
+    ) -> None:
+        self._config = config
+        self._source = resolve_model(config.model)
+        self._shape = parse_hf_config(read_hf_config(self._source))
+        weights = HfWeights(self._source, self._shape)
+        self._device = parallel.resolve_device(config.device)
+        parallel.initialize(config, self._device, seed=seed, timeout_s=timeout_s)
+        with parallel.device_context(self._device):
+            settings = HeadSettings(temperature, self._shape.vocab_size, config.head)
+            megatron_config = transformer_config(self._shape, config, self._device)
+            chunks = build_model(self._shape, megatron_config, settings, self._device)
+            self._parameters = RankParameters.of(self._shape, chunks)
+            self._parameters.load(weights)
+            self._chunks = wrap_for_data_parallel(chunks, config)
+            self._optimizer = build_optimizer(optimizer, config, self._chunks, num_training_steps)
+        self._reference = self._parameters.snapshot() if with_reference else None
+        self._packer = Packer(
+            shape=self._shape,
+            tokens_per_micro_batch=config.tokens_per_micro_batch,
+            alignment=config.tensor_parallel if config.sequence_parallel else 1,
+            multiple=config.pipeline_parallel if config.virtual_pipeline_parallel > 1 else 1,
+            device=self._device,
+        )
+
+    def close(self) -> None:
+        """Give the model-parallel process groups back; afterwards another Actor may be built in this process."""
+        parallel.destroy()
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[np.ndarray]:
+        """Log-probs float32 [num_response] of each request's response tokens: one pass per set of weights.
+
+        Raises: ValueError for reference requests of an actor without a reference, or a sequence above the token budget.
+        """
+        results: list[np.ndarray | None] = [None] * len(requests)
+        for weights in ("policy", "reference"):
+            batches: dict[int, list[int]] = {}
+            for index, request in enumerate(requests):
+                if request.weights == weights:
+                    batches.setdefault(request.batch, []).append(index)
+            if not batches:
+                continue
+            sequences = [[requests[index].sequence for index in batch] for batch in batches.values()]
+            for batch, scores in zip(batches.values(), self._score_with(weights, sequences), strict=True):
+                for index, logprobs in zip(batch, scores, strict=True):
+                    results[index] = logprobs
+        return results
+
+    def update(
+        self, samples: Sequence[PolicySample], coefficients: LossCoefficients, *, aggregation: str = "token-mean"
+    ) -> dict[str, float]:
+        """One optimizer update over all samples.
+
+        Returns: loss, each term of algorithm.losses.policy_loss, grad_norm (before clipping), learning_rate and
+        max_ratio_deviation = max |π/π_old − 1|. Raises: FloatingPointError, with the weights unchanged, if the loss is
+        not finite.
+        """
+        with parallel.device_context(self._device):
+            return policy_update(self._chunks, self._optimizer, self._packer, samples, coefficients, aggregation)
+
+    def update_sft(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
+        """One optimizer update of the mean cross-entropy of all response tokens: loss, grad_norm, learning_rate."""
+        with parallel.device_context(self._device):
+            return sft_update(self._chunks, self._optimizer, self._packer, sequences)
+
+    def evaluate_sft(self, sequences: Sequence[TokenSequence]) -> float:
+        """The mean cross-entropy of all response tokens, in nats."""
+        scores = self.score([ScoreRequest(sequence) for sequence in sequences])
+        return -float(np.concatenate(scores).mean(dtype=np.float64))
+
+    def export(self) -> Iterator[tuple[str, Tensor]]:
+        """All Hugging Face tensors of the current weights by name, whole, on every rank, one parameter at a time.
+
+        A collective: every rank exhausts the iterator.
+        """
+        with parallel.device_context(self._device):
+            for chunk in self._chunks:
+                if chunk.ddp_config.overlap_param_gather:
+                    chunk.start_param_sync(force_sync=True)
+        yield from self._parameters.stream()
+
+    def save_hf(self, directory: Path) -> None:
+        """Write a Hugging Face model directory (rank 0; all ranks take part); it appears complete or not at all."""
+        if dist.get_rank() == 0:
+            write_hf(directory, self.export(), source=self._source)
+        else:
+            for _ in self.export():
+                pass
+        dist.barrier()
+
+    def save(self, directory: Path, step: int, trainer_state: dict[str, Any], *, keep: int = 2) -> Path:
+        """Write the checkpoint `directory`/step_`step` and point `directory`/latest to it; keep the newest `keep`."""
+        with parallel.device_context(self._device):
+            return save_checkpoint(directory, step, self._checkpoint_state(), trainer_state, keep)
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Resume from a checkpoint of any layout (see checkpoint.latest_checkpoint); returns its trainer state."""
+        with parallel.device_context(self._device):
+            return load_checkpoint(path, self._checkpoint_state())
+
+    def _score_with(self, weights: str, batches: Sequence[Sequence[TokenSequence]]) -> list[list[np.ndarray]]:
+        if weights == "policy":
+            with parallel.device_context(self._device):
+                return score_batches(self._chunks, self._packer, batches)
+        if self._reference is None:
+            raise ValueError("this actor keeps no reference weights; build it with with_reference=True")
+        policy = self._parameters.snapshot()
+        self._parameters.restore(self._reference)
+        try:
+            return self._score_with("policy", batches)
+        finally:
+            self._parameters.restore(policy)
+
+    def _checkpoint_state(self) -> CheckpointState:
+        return CheckpointState(
+            shape=self._shape,
+            precision=self._config.precision,
+            distributed_optimizer=self._config.distributed_optimizer,
+            chunks=self._chunks,
+            optimizer=self._optimizer,
+        )

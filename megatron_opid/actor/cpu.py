@@ -1,0 +1,53 @@
+"""CUDA stand-ins that let Megatron-Core 0.16.1 run on a CPU over gloo.
+
+Megatron-Core names the "cuda" device in many places. `install_stand_ins` replaces the functions that have no CPU
+meaning; inside `CudaAsCpu` factory calls, `Tensor.cuda` and `Tensor.type` behave as if the CPU were the CUDA device.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel import random as megatron_random
+from torch.overrides import TorchFunctionMode
+
+CUDA_TYPE_NAMES = {
+    "torch.FloatTensor": "torch.cuda.FloatTensor",
+    "torch.BFloat16Tensor": "torch.cuda.BFloat16Tensor",
+    "torch.HalfTensor": "torch.cuda.HalfTensor",
+}
+
+
+@cache
+def install_stand_ins() -> None:
+    """Replace CUDA functions by CPU ones, once per process. Only for processes without a CUDA device."""
+    if torch.cuda.is_available():
+        raise RuntimeError("CUDA stand-ins on a machine with a GPU would break it; set actor.device=cuda")
+    cpu = torch.device("cpu")
+    torch.cuda.current_device = lambda: cpu
+    torch.cuda.synchronize = lambda *args, **kwargs: None
+    torch.cuda.manual_seed = torch.manual_seed
+    torch.cuda.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    torch._dynamo.config.disable = True
+
+
+class CudaAsCpu(TorchFunctionMode):
+    """Inside, `device="cuda"` means the CPU, `Tensor.cuda()` is the tensor, and `Tensor.type()` names the CUDA type.
+
+    The optimizer and gradient clipping compare those type names. The mode holds for the entering thread only.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if "device" in kwargs and str(kwargs["device"]).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        result = func(*args, **kwargs)
+        if func is torch.Tensor.type and isinstance(result, str):
+            return CUDA_TYPE_NAMES.get(result, result)
+        return result

@@ -1,0 +1,119 @@
+"""A Megatron-Core GPT built from a Hugging Face config, whose last stage ends in PolicyHead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_opid.actor.head import HeadInput, HeadOutput, HeadSettings, PolicyHead
+from megatron_opid.actor.layer_spec import layer_spec
+from megatron_opid.config import ActorConfig
+from megatron_opid.weights.hf_config import ModelShape
+
+
+class PolicyModel(GPTModel):
+    """GPTModel whose forward gives hidden states, or on the last stage the HeadOutput of the HeadInput in `labels`."""
+
+    def __init__(self, settings: HeadSettings, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        if self.post_process:
+            # GPTModel has no argument for the output layer's class; its parameter and sharding are the right ones.
+            self.output_layer.__class__ = PolicyHead
+            self.output_layer.settings = settings
+
+    def _postprocess(self, hidden_states: Tensor, labels: HeadInput, **unused: Any) -> Tensor | HeadOutput:
+        if not self.post_process:
+            return hidden_states
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else None
+        return self.output_layer(hidden_states, weight, labels)
+
+
+def transformer_config(shape: ModelShape, actor: ActorConfig, device: torch.device) -> TransformerConfig:
+    """Megatron's configuration of the model. Dropout is off: a score must equal what the update computes."""
+    dtype = params_dtype(actor)
+    interleaved = actor.virtual_pipeline_parallel > 1
+    return TransformerConfig(
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_size,
+        num_attention_heads=shape.num_heads,
+        num_query_groups=shape.num_groups,
+        kv_channels=shape.head_dim,
+        layernorm_epsilon=shape.norm_epsilon,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        qk_layernorm=shape.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        init_method_std=shape.initializer_range,
+        perform_initialization=False,  # every weight is loaded
+        use_cpu_initialization=device.type == "cpu",
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        tensor_model_parallel_size=actor.tensor_parallel,
+        pipeline_model_parallel_size=actor.pipeline_parallel,
+        virtual_pipeline_model_parallel_size=actor.virtual_pipeline_parallel if interleaved else None,
+        context_parallel_size=actor.context_parallel,
+        expert_model_parallel_size=actor.expert_parallel,
+        sequence_parallel=actor.sequence_parallel,
+        # Packed micro-batches differ in length; with this on, Megatron asks for the alltoall dispatcher, dense or not.
+        variable_seq_lengths=actor.pipeline_parallel > 1,
+        moe_token_dispatcher_type="alltoall",
+        # With the defaults, an interleaved schedule over two stages silently swaps two messages.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
+        # Read when DistributedDataParallel is built: gradients are plain sums over tokens and ranks.
+        calculate_per_token_loss=True,
+        **_recompute_options(actor.recompute),
+    )
+
+
+def build_model(
+    shape: ModelShape, config: TransformerConfig, settings: HeadSettings, device: torch.device
+) -> list[PolicyModel]:
+    """This rank's model chunks (one, or `virtual_pipeline_parallel` of them) with uninitialised weights."""
+    num_chunks = config.virtual_pipeline_model_parallel_size
+    stages = range(num_chunks) if num_chunks else [None]
+    chunks = []
+    for stage in stages:
+        is_first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage)
+        is_last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage)
+        chunk = PolicyModel(
+            settings,
+            config=config,
+            transformer_layer_spec=layer_spec(config, device, stage),
+            vocab_size=shape.padded_vocab_size,
+            max_sequence_length=shape.max_positions,
+            pre_process=is_first,
+            post_process=is_last,
+            share_embeddings_and_output_weights=shape.tied_embeddings,
+            position_embedding_type="rope",
+            rotary_base=shape.rope_theta,
+            vp_stage=stage,
+        )
+        chunks.append(chunk.to(device))
+    return chunks
+
+
+def params_dtype(actor: ActorConfig) -> torch.dtype:
+    """The dtype of the model's weights; the optimizer keeps fp32 copies of bf16 weights."""
+    return torch.bfloat16 if actor.precision == "bf16" else torch.float32
+
+
+def _recompute_options(recompute: str) -> dict[str, Any]:
+    if recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if recompute == "selective":
+        return {"recompute_granularity": "selective"}
+    return {}

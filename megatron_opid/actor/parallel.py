@@ -1,0 +1,84 @@
+"""Process groups: torch.distributed from torchrun's environment, Megatron's groups from ActorConfig, seeds, the end."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+from megatron_opid.actor import cpu
+from megatron_opid.config import ActorConfig
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is this process's GPU where there is one, else the CPU."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def device_context(device: torch.device) -> AbstractContextManager:
+    """Megatron-Core's code runs inside this."""
+    return cpu.CudaAsCpu() if device.type == "cpu" else nullcontext()
+
+
+def initialize(actor: ActorConfig, device: torch.device, *, seed: int, timeout_s: float) -> None:
+    """Start torch.distributed, unless it runs already, and build Megatron's process groups; seed every generator.
+
+    A process without torchrun's environment becomes a world of one rank. `timeout_s` bounds every collective.
+    """
+    if device.type == "cpu":
+        cpu.install_stand_ins()
+    else:
+        torch.cuda.set_device(device)
+    timeout = timedelta(seconds=timeout_s)
+    if not dist.is_initialized():
+        _init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl", timeout)
+    with device_context(device):
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=actor.tensor_parallel,
+            pipeline_model_parallel_size=actor.pipeline_parallel,
+            virtual_pipeline_model_parallel_size=(
+                actor.virtual_pipeline_parallel if actor.virtual_pipeline_parallel > 1 else None
+            ),
+            context_parallel_size=actor.context_parallel,
+            expert_model_parallel_size=actor.expert_parallel,
+            distributed_timeout_minutes=max(1, round(timeout_s / 60)),
+        )
+        model_parallel_cuda_manual_seed(seed)
+    torch.manual_seed(seed)
+
+
+def destroy() -> None:
+    """Give Megatron's process groups back, so that another layout may be built; torch.distributed stays."""
+    parallel_state.destroy_model_parallel()
+
+
+def is_last_stage() -> bool:
+    """Whether this rank's last model chunk holds the LM head."""
+    return parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+
+
+def speaks_for_replica() -> bool:
+    """One rank per data-parallel replica reports its results: tensor rank 0 of the last stage."""
+    return is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
+
+
+def sum_over_replicas(values: torch.Tensor) -> torch.Tensor:
+    """Sum over the replicas' `values`, on every rank, in place. Exact where at most one replica's entry is not zero."""
+    if not speaks_for_replica():
+        values.zero_()
+    dist.all_reduce(values)
+    return values
+
+
+def _init_process_group(backend: str, timeout: timedelta) -> None:
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
