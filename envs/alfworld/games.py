@@ -1,4 +1,4 @@
-"""Finds and reads game files in ALFWorld's layout: json_2.1.1/<split>/<task>/<trial>/game.tw-pddl and its neighbours."""
+"""Finds and reads game files in ALFWorld's layout: json_2.1.1/<split>/<task>/<trial>/game.tw-pddl."""
 
 from __future__ import annotations
 

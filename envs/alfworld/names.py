@@ -1,4 +1,4 @@
-"""The names that the text game shows for the identifiers of a problem, such as `mug 1` for `mug_bar__plus_01_dot_20...`."""
+"""The names that the text game shows for the identifiers of a problem, such as `mug 1` for `mug_bar_...`."""
 
 from __future__ import annotations
 

@@ -15,10 +15,40 @@ Fact = tuple[str, ...]
 Formula = tuple[Any, ...]
 
 PREDICATES = frozenset(
-    """atlocation receptacleatlocation objectatlocation openable opened inreceptacle isreceptacleobject
-    inreceptacleobject isreceptacleobjectfull wasinreceptacle checked examined receptacletype cancontain objecttype
-    holds holdsany holdsanyreceptacleobject full isclean cleanable ishot heatable iscool coolable pickupable moveable
-    toggleable ison istoggled sliceable issliced""".split()
+    {
+        "atlocation",
+        "receptacleatlocation",
+        "objectatlocation",
+        "openable",
+        "opened",
+        "inreceptacle",
+        "isreceptacleobject",
+        "inreceptacleobject",
+        "isreceptacleobjectfull",
+        "wasinreceptacle",
+        "checked",
+        "examined",
+        "receptacletype",
+        "cancontain",
+        "objecttype",
+        "holds",
+        "holdsany",
+        "holdsanyreceptacleobject",
+        "full",
+        "isclean",
+        "cleanable",
+        "ishot",
+        "heatable",
+        "iscool",
+        "coolable",
+        "pickupable",
+        "moveable",
+        "toggleable",
+        "ison",
+        "istoggled",
+        "sliceable",
+        "issliced",
+    }
 )
 
 

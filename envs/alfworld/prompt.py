@@ -34,7 +34,7 @@ def render_prompt(view: PromptView, *, style: str, episode_skill: str = "", step
 def project_action(response: str) -> tuple[str, bool]:
     """The action in a response, lower case, and whether the response has the required form.
 
-    The action stands between the first <action> and the first </action>; without both tags it is the last 30 characters.
+    The action stands between the first <action> and the first </action>; without both it is the last 30 characters.
     Valid means both action tags, both think tags (in lower case) and no CJK character. The action itself is not judged:
     one that is not admissible is valid and changes nothing.
     """
@@ -64,8 +64,8 @@ def _full(view: PromptView, episode_skill: str, step_skill: str) -> str:
     if step_skill:
         blocks.append(step_skill)
     blocks.append(
-        "First reason about the state of the task and what to do next inside <think> </think>. Then give exactly one of "
-        "the possible actions, word for word, inside <action> </action>."
+        "First reason about the state of the task and what to do next inside <think> </think>. Then give exactly one "
+        "of the possible actions, word for word, inside <action> </action>."
     )
     return "\n\n".join(blocks)
 

@@ -14,8 +14,19 @@ KNIVES = frozenset({"knifetype", "butterknifetype"})
 APPLIANCES = {"clean": "sinkbasintype", "heat": "microwavetype", "cool": "fridgetype"}
 SUITABLE = {"clean": "cleanable", "heat": "heatable", "cool": "coolable"}
 CHANGING = (
-    "atlocation holds holdsany opened inreceptacle objectatlocation isclean ishot iscool istoggled ison issliced"
-).split()
+    "atlocation",
+    "holds",
+    "holdsany",
+    "opened",
+    "inreceptacle",
+    "objectatlocation",
+    "isclean",
+    "ishot",
+    "iscool",
+    "istoggled",
+    "ison",
+    "issliced",
+)
 
 
 @dataclass(frozen=True)
@@ -132,7 +143,7 @@ def _at_receptacle(scene: Scene, state: State, receptacle: str) -> Iterator[tupl
 
 
 def _slicing(scene: Scene, state: State, tool: str) -> Iterator[tuple[str, Operation]]:
-    """What the held `tool` can slice here. Closed receptacles do not protect their contents: the domain does not ask."""
+    """What the held `tool` can slice here; the domain does not ask whether it lies in a closed receptacle."""
     if any(scene.true("objecttype", tool, kind) for kind in KNIVES):
         for thing, place in state.facts["objectatlocation"]:
             if place == state.location and scene.true("sliceable", thing):
