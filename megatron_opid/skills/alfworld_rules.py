@@ -107,7 +107,8 @@ def _judge(goal: GoalParts, step: Step, knowledge: Knowledge, success: bool) -> 
     right = right_actions(goal, knowledge, step.admissible)
     if not step.valid or step.action not in step.admissible:
         commands = right or search_actions(knowledge, step.admissible)
-        return (_IMPOSSIBLE, commands[0]) if commands else None
+        command = step.action if step.action in commands else next(iter(commands), None)
+        return (_IMPOSSIBLE, command) if command else None
     if not right:
         return None
     if step.action not in right:
