@@ -27,12 +27,11 @@ def entry_point(
     is_rank = "RANK" in os.environ
     try:
         config = load(arguments)
-        world_size = int(os.environ["WORLD_SIZE"]) if is_rank else config.run.num_processes
-        check(config, world_size)
-        preflight(config)
-    except (ConfigError, ValueError, OSError) as error:
         if int(os.environ.get("RANK", "0")) == 0:
-            print(f"{module}: {error}", file=sys.stderr)
+            check(config, int(os.environ["WORLD_SIZE"]) if is_rank else config.run.num_processes)
+            preflight(config)
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"{module}: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     if is_rank:
         return run(config)

@@ -1,0 +1,109 @@
+"""How good a model is: `python -m megatron_opid.evaluate experiment=NAME actor.model=DIR [--split S] [--watch] ...`
+
+Plays the split's games once each at the validation temperature and prints success per task type with its 95%
+confidence interval; `--watch` plays one game on the terminal instead. Other arguments are configuration overrides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from envs.base import load as load_environment
+from megatron_opid.config import Config, ConfigError, check, load
+from megatron_opid.launch import EXIT_BAD_INPUT
+from megatron_opid.preflight import check_model
+from megatron_opid.report.statistics import wilson_interval
+from rollout.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class SuccessRate:
+    """Successes over episodes; `low` and `high` bound the 95% Wilson interval."""
+
+    num_episodes: int
+    num_won: int
+
+    @property
+    def rate(self) -> float:
+        return self.num_won / self.num_episodes
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson_interval(self.rate, self.num_episodes)
+
+
+def success_rates(trajectories: Sequence[Trajectory]) -> dict[str, SuccessRate]:
+    """By category, then "all"; episodes that failed by a fault do not count."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for trajectory in trajectories:
+        if trajectory.failure is None:
+            for name in (trajectory.category, "all"):
+                counts[name][0] += 1
+                counts[name][1] += trajectory.success
+    ordered = sorted(counts, key=lambda name: (name == "all", name))
+    return {name: SuccessRate(*counts[name]) for name in ordered}
+
+
+def table(rates: dict[str, SuccessRate]) -> str:
+    """The rates as lines of text."""
+    width = max(map(len, rates), default=0)
+    return "\n".join(
+        f"{name:{width}}  {r.rate:6.1%}  [{r.interval[0]:.1%}, {r.interval[1]:.1%}]  {r.num_won}/{r.num_episodes}"
+        for name, r in rates.items()
+    )
+
+
+def play_split(config: Config, split: str, *, first: int, count: int) -> tuple[Trajectory, ...]:
+    """One episode of each of the split's games number `first` to `first + count`, in this process."""
+    from megatron_opid.rollouts import Rollout
+    from megatron_opid.tasks import validation_tasks
+
+    package = load_environment(config.env.name)
+    num_games = package.num_tasks(split, asdict(config.env))
+    with Rollout(config, rank=0, num_ranks=1) as rollout:
+        return rollout.validate(validation_tasks(config.env.name, split, num_games, first + count)[first:])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--split", help="default: env.validation_split")
+    parser.add_argument("--watch", type=int, nargs="?", const=0, metavar="GAME", help="play this game on the terminal")
+    parser.add_argument("--json", type=Path, help="also write the rates and every episode's outcome to this file")
+    options, overrides = parser.parse_known_args(arguments)
+    try:
+        config = load([*overrides, "algorithm.name=grpo", "run.num_processes=1"])
+        check(config, world_size=1)
+        check_model(config)
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"megatron_opid.evaluate: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    split = options.split or config.env.validation_split
+    if options.watch is not None:
+        return _watch(config, split, options.watch)
+    trajectories = play_split(config, split, first=0, count=config.rollout.validation_tasks)
+    rates = success_rates(trajectories)
+    print(f"{config.actor.model} on {split}:\n{table(rates)}")
+    if options.json:
+        outcomes = {trajectory.uid: trajectory.success for trajectory in trajectories}
+        summary = {name: {**asdict(rate), "interval": rate.interval} for name, rate in rates.items()}
+        options.json.write_text(json.dumps({"split": split, "rates": summary, "outcomes": outcomes}, indent=1) + "\n")
+    return 0
+
+
+def _watch(config: Config, split: str, game: int) -> int:
+    from rollout.replay import show
+
+    for trajectory in play_split(config, split, first=game, count=1):
+        print("\n".join(show(trajectory, None, coloured=sys.stdout.isatty())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

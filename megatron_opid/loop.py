@@ -1,0 +1,81 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import asdict
+
+import torch.distributed as dist
+
+from envs.base import load as load_environment
+from megatron_opid.actor.actor import Actor
+from megatron_opid.batch import advantages, split_updates
+from megatron_opid.config import Config
+from megatron_opid.learning import mismatch_statistics, needs_reference, prepare, score, teacher_statistics, update
+from megatron_opid.metrics import BEFORE_TRAINING
+from megatron_opid.report.tokens import token_scores
+from megatron_opid.rollouts import Rollout
+from megatron_opid.run import Run
+from megatron_opid.tasks import TaskSchedule, validation_tasks
+
+
+def train(config: Config) -> int:
+    """One rank's part of a training run; returns its exit code."""
+    tasks = _schedule(config)
+    validation = validation_tasks(config.env.name, config.env.validation_split, *_validation_size(config))
+    with (
+        closing(_actor(config)) as actor,
+        Rollout(config, rank=dist.get_rank(), num_ranks=dist.get_world_size()) as rollout,
+        Run(config, actor, rank=dist.get_rank()) as run,
+    ):
+        rollout.push(actor.export(), version=run.start_step)
+        if run.validates_after(BEFORE_TRAINING):
+            rollout.validate(validation)
+            run.record(BEFORE_TRAINING, {"validation": rollout.metrics})
+        for step in run.steps():
+            with run.timer("rollout"):
+                trajectories = rollout.collect(tasks.draw(step), step)
+                metrics = {"rollout": rollout.metrics, "analyzer": rollout.analyzer_metrics}
+            with run.timer("score"):
+                batch = prepare(trajectories, rollout.tokenizer, step, config)
+                updates = split_updates(len(batch.samples), config.actor.updates_per_step, config.run.seed, step)
+                scores = score(actor, batch, updates, config.algorithm)
+                token_advantages = advantages(batch, scores, config.algorithm)
+            with run.timer("update"):
+                metrics["actor"] = update(actor, batch, scores, token_advantages, updates, config.algorithm)
+            with run.timer("weight_sync"):
+                rollout.push(actor.export(), version=step + 1)
+            metrics |= {"teacher": teacher_statistics(batch, scores), "mismatch": mismatch_statistics(batch, scores)}
+            if run.validates_after(step):
+                with run.timer("validation"):
+                    rollout.validate(validation)
+                    metrics["validation"] = rollout.metrics
+            run.record(step, metrics)
+            if run.keeps_trajectories_of(step):
+                run.keep(step, trajectories, token_scores(batch, scores, token_advantages, rollout.tokenizer))
+        run.finish(rollout.tokenizer)
+    return run.exit_code
+
+
+def _actor(config: Config) -> Actor:
+    return Actor(
+        config.actor,
+        config.optimizer,
+        num_training_steps=config.run.num_steps * config.actor.updates_per_step,
+        temperature=config.rollout.temperature,
+        seed=config.run.seed,
+        with_reference=needs_reference(config.algorithm),
+        timeout_s=config.run.rank_timeout_s,
+    )
+
+
+def _schedule(config: Config) -> TaskSchedule:
+    num_tasks = load_environment(config.env.name).num_tasks(config.env.train_split, asdict(config.env))
+    return TaskSchedule(
+        config.env.name, config.env.train_split, num_tasks, config.rollout.tasks_per_step, config.run.seed
+    )
+
+
+def _validation_size(config: Config) -> tuple[int, int]:
+    num_tasks = load_environment(config.env.name).num_tasks(config.env.validation_split, asdict(config.env))
+    return num_tasks, config.rollout.validation_tasks

@@ -1,0 +1,151 @@
+"""The trainer's side of the rollout: each rank plays its share of the tasks, and every rank gets all trajectories."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from envs.base import Task
+from envs.base import load as load_environment
+from megatron_opid.actor.parallel import resolve_device
+from megatron_opid.config import Config, resolve_model
+from megatron_opid.exchange import all_gather_text
+from megatron_opid.skills.analyzer import make_analyzer
+from megatron_opid.skills.routing import is_scheduled
+from rollout.agent_loop import EpisodeSettings
+from rollout.engines.local import LocalEngine
+from rollout.metrics import summarize
+from rollout.trajectory import HindsightSkills, Trajectory, from_json, to_json
+from rollout.weight_sync.in_process import InProcessSync
+from rollout.worker import RolloutWorker
+
+# How the ranks' own figures become one: what is not named here is added up.
+LARGEST = ("seconds", "annotator_exposed_s", "latency_p95_s")
+AVERAGED = ("engine_busy_share", "latency_mean_s")
+
+
+class Rollout:
+    """Engine, environments and analyzer of one rank. Use as a context manager.
+
+    `metrics` and `analyzer_metrics` describe the last collection over all ranks.
+    """
+
+    def __init__(self, config: Config, *, rank: int, num_ranks: int) -> None:
+        directory = resolve_model(config.actor.model)
+        self.tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        self.metrics: dict[str, float] = {}
+        self.analyzer_metrics: dict[str, float] = {}
+        self._config = config
+        self._rank, self._num_ranks = rank, num_ranks
+        self._engine = LocalEngine.from_pretrained(
+            directory,
+            device=str(resolve_device(config.actor.device)),
+            dtype=torch.float32 if config.actor.precision == "fp32" else torch.bfloat16,
+            max_batch_sequences=config.engine.max_batch_sequences,
+        )
+        self._sync = InProcessSync(self._engine, config.engine.verify_every)
+        self._vocab_size = json.loads((directory / "config.json").read_text())["vocab_size"]
+        self._analyzer = make_analyzer(
+            config.skills,
+            config.env.name,
+            seed=config.run.seed,
+            max_prompt_tokens=config.rollout.max_prompt_tokens,
+            engine=self._engine,
+            tokenizer=self.tokenizer,
+        )
+        self._worker = RolloutWorker(
+            load_environment(config.env.name),
+            asdict(config.env),
+            self._engine,
+            self.tokenizer,
+            run_seed=config.run.seed,
+            num_processes=config.env.num_processes,
+            progress=None if rank == 0 else False,
+        )
+
+    def collect(self, tasks: Sequence[Task], step: int) -> tuple[Trajectory, ...]:
+        """The training episodes of `step`, skills attached; in order of tasks, then members of the group."""
+
+        async def annotate(trajectory: Trajectory) -> HindsightSkills | None:
+            if self._analyzer is None or not is_scheduled(trajectory, step, self._config.skills):
+                return None
+            return await self._analyzer.analyze(trajectory)
+
+        annotator = annotate if self._config.algorithm.name == "opid" else None
+        rollout = self._config.rollout
+        return self._play(tasks, rollout.group_size, rollout.temperature, step, annotator, "rollout")
+
+    def validate(self, tasks: Sequence[Task]) -> tuple[Trajectory, ...]:
+        """One episode of each task at the validation temperature, with the same seeds at every call."""
+        return self._play(tasks, 1, self._config.rollout.validation_temperature, 0, None, "validation")
+
+    def push(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Give the engine the weights of `version` (the number of training steps done)."""
+        self._sync.push(named_tensors, version)
+
+    def close(self) -> None:
+        """Stop environments, analyzer and engine."""
+        if self._analyzer is not None:
+            self._worker.run(self._analyzer.close())
+        self._worker.run(self._engine.close())
+        self._worker.close()
+
+    def __enter__(self) -> Rollout:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _play(self, tasks, group_size, temperature, step, annotator, label) -> tuple[Trajectory, ...]:
+        mine = tasks[self._rank :: self._num_ranks]
+        played = self._worker.collect_sync(
+            mine, group_size, self._settings(temperature), training_step=step, annotator=annotator, label=label
+        )
+        analyzer = self._analyzer.counters() if self._analyzer is not None else {}
+        message = json.dumps([self._worker.metrics, analyzer, [to_json(trajectory) for trajectory in played]])
+        parts = [json.loads(text) for text in all_gather_text(message)]
+        trajectories = _in_task_order([[from_json(line) for line in part[2]] for part in parts], len(tasks), group_size)
+        self.metrics = _combine([part[0] for part in parts]) | summarize(trajectories)
+        self.analyzer_metrics = _combine([part[1] for part in parts])
+        return trajectories
+
+    def _settings(self, temperature: float) -> EpisodeSettings:
+        env, rollout = self._config.env, self._config.rollout
+        return EpisodeSettings(
+            max_steps=env.max_steps,
+            history_length=env.history_length,
+            prompt_style=env.prompt_style,
+            max_prompt_tokens=rollout.max_prompt_tokens,
+            max_response_tokens=rollout.max_response_tokens,
+            temperature=temperature,
+            top_p=rollout.top_p,
+            stop_token_ids=(self.tokenizer.eos_token_id,),
+            vocab_size=self._vocab_size,
+        )
+
+
+def _in_task_order(shares: Sequence[Sequence[Trajectory]], num_tasks: int, group_size: int) -> tuple[Trajectory, ...]:
+    """Undo the deal: rank r played tasks r, r + ranks, r + 2·ranks, ..."""
+    ordered: list[Trajectory] = []
+    for task in range(num_tasks):
+        turn, rank = divmod(task, len(shares))
+        ordered += shares[rank][turn * group_size : (turn + 1) * group_size]
+    return tuple(ordered)
+
+
+def _combine(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    combined: dict[str, float] = {}
+    for name in {name: None for part in parts for name in part}:
+        values = [part[name] for part in parts if name in part]
+        if name in LARGEST:
+            combined[name] = max(values)
+        elif name in AVERAGED:
+            combined[name] = sum(values) / len(values)
+        else:
+            combined[name] = sum(values)
+    return combined

@@ -1,0 +1,68 @@
+"""Plays one ALFWorld game with nothing but transformers' `generate` and the environment.
+
+    python -m tools.play MODEL_DIR --data GAMES_DIR [--split valid_unseen] [--game 0] [--style compact] ...
+
+Shows that an exported model needs no part of the trainer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from envs import alfworld
+from envs.base import PromptView, Task
+
+
+def play(options: argparse.Namespace) -> bool:
+    """Play to the end, printing every step; returns whether the game was won."""
+    tokenizer = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(options.model, local_files_only=True)
+    environment = alfworld.make_environment({"engine": "native", "data": str(options.data)})
+    torch.manual_seed(options.seed)
+    start = environment.reset(Task("alfworld", options.game, 0, options.split))
+    observation, history = start.observation, []
+    print(f"task: {start.goal}")
+    for index in range(options.max_steps):
+        shown = tuple(history[max(0, index - options.history) :])
+        view = PromptView(start.goal, shown, index, observation.text, observation.admissible)
+        message = [{"role": "user", "content": alfworld.render_prompt(view, style=options.style)}]
+        inputs = tokenizer.apply_chat_template(
+            message, add_generation_prompt=True, return_tensors="pt", return_dict=True, enable_thinking=False
+        )
+        output = model.generate(**inputs, max_new_tokens=options.max_tokens, do_sample=True, temperature=0.4)
+        response = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        action, _ = alfworld.project_action(response)
+        outcome = environment.step(action)
+        print(f"\n{observation.text}\n> {action}")
+        history.append((observation.text, action))
+        observation = outcome.observation
+        if outcome.done:
+            break
+    print(f"\n{observation.text}\n{'won' if outcome.won else 'not solved'} after {len(history)} steps")
+    environment.close()
+    return outcome.won
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0 whether the game was won or not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", default="valid_unseen")
+    parser.add_argument("--game", type=int, default=0)
+    parser.add_argument("--style", default="full")
+    parser.add_argument("--history", type=int, default=5)
+    parser.add_argument("--max-steps", type=int, default=30)
+    parser.add_argument("--max-tokens", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=0)
+    play(parser.parse_args(arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
