@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_opid.algorithm.losses import LossCoefficients, PolicyLoss, PolicyTerms, policy_loss
-from megatron_opid.kernels.linear_logprob.head import make_head
+from megatron_opid.kernels.linear_logprob.backends import make_head
 from megatron_opid.kernels.linear_logprob.loss import RecomputedLogprobs, TokenLoss, logprobs, token_loss
 
 __all__ = ["TokenLoss", "linear_cross_entropy", "linear_logprob", "linear_policy_loss", "linear_token_loss"]
@@ -39,8 +39,8 @@ def linear_logprob(
 
     Args: hidden [T, H] and weight [V/tp, H] of one dtype; targets int64 [T], global token ids; temperature: a number or
     float [T]; num_valid_columns: of the global vocabulary, the columns from there on being padding (default: none is);
-    tp_group: over which the vocabulary is split in rank order; backend: `auto`, `torch`; chunk_tokens: rows per
-    chunk, which the memory is proportional to. T may be 0.
+    tp_group: over which the vocabulary is split in rank order; backend: `auto`, `torch`, `triton` or `cuda`
+    (backends.py); chunk_tokens: rows per chunk, which the memory is proportional to. T may be 0.
     Returns: log-prob [T] and entropy [T] or None, float32 (float64 for float64 inputs). A target that is no valid
     column gets −inf. Raises: ValueError on shapes and dtypes that do not fit.
     """

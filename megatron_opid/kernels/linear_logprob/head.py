@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_opid.kernels.linear_logprob.reference import TorchBackend, accumulation_dtype
+from megatron_opid.kernels.linear_logprob.reference import accumulation_dtype
 from megatron_opid.kernels.linear_logprob.vocab_parallel import RowStatistics, VocabShard, combine
+
+Logits = Any
+"""What a back end keeps of a chunk's logits between forward and gradient: its own business."""
 
 
 class Backend(Protocol):
     """The arithmetic of one chunk on one shard; reference.TorchBackend documents each method."""
 
     def forward(
-        self, hidden: Tensor, targets: Tensor, inverse_temperature: Tensor, with_entropy: bool
-    ) -> tuple[Tensor, Tensor]: ...
+        self, hidden: Tensor, targets: Tensor, inverse_temperature: Tensor, with_entropy: bool, keep: bool
+    ) -> tuple[Logits, Tensor]: ...
 
     def logits_gradient(
         self,
-        logits: Tensor,
+        logits: Logits,
         targets: Tensor,
         inverse_temperature: Tensor,
         rows: RowStatistics,
@@ -31,7 +34,7 @@ class Backend(Protocol):
         d_entropy: Tensor | None,
     ) -> Tensor: ...
 
-    def hidden_gradient(self, d_logits: Tensor) -> Tensor: ...
+    def hidden_gradient(self, d_logits: Tensor, out: Tensor) -> None: ...
 
     def add_weight_gradient(self, d_weight: Tensor, d_logits: Tensor, hidden: Tensor) -> None: ...
 
@@ -63,15 +66,17 @@ class Head:
             rows = slice(start, min(start + self.chunk_tokens, len(hidden)))
             yield Chunk(rows, hidden[rows], local_targets[rows], inverse[rows].contiguous())
 
-    def forward(self, chunk: Chunk, with_entropy: bool) -> tuple[Tensor, RowStatistics]:
-        """The chunk's logits on this shard, as the back end keeps them, and its rows' statistics."""
-        logits, partials = self.backend.forward(chunk.hidden, chunk.targets, chunk.inverse_temperature, with_entropy)
+    def forward(self, chunk: Chunk, with_entropy: bool, keep: bool) -> tuple[Logits, RowStatistics]:
+        """The chunk's logits on this shard, as the back end keeps them for `backward` (keep), and row statistics."""
+        logits, partials = self.backend.forward(
+            chunk.hidden, chunk.targets, chunk.inverse_temperature, with_entropy, keep
+        )
         return logits, combine(partials, self.shard)
 
     def backward(
         self,
         chunk: Chunk,
-        logits: Tensor,
+        logits: Logits,
         statistics: RowStatistics,
         d_logprob: Tensor,
         d_entropy: Tensor | None,
@@ -87,7 +92,7 @@ class Head:
         )
         pending = None
         if d_hidden is not None:
-            d_hidden[chunk.rows] = self.backend.hidden_gradient(d_logits)
+            self.backend.hidden_gradient(d_logits, out=d_hidden[chunk.rows])
             if self.shard.group is not None:
                 # The sum over shards travels while the weight's gradient is computed.
                 pending = dist.all_reduce(d_hidden[chunk.rows], group=self.shard.group, async_op=True)
@@ -95,31 +100,3 @@ class Head:
             self.backend.add_weight_gradient(d_weight[: self.shard.num_columns], d_logits, chunk.hidden)
         if pending is not None:
             pending.wait()
-
-
-def make_head(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    temperature: float | Tensor,
-    num_valid_columns: int | None,
-    tp_group: dist.ProcessGroup | None,
-    backend: str,
-    chunk_tokens: int | None,
-) -> Head:
-    """Checks the arguments' shapes and dtypes and chooses the back end.
-
-    Raises: ValueError naming what does not fit.
-    """
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)}; give [T, H] and [V/tp, H]")
-    if hidden.dtype != weight.dtype or not hidden.is_floating_point():
-        raise ValueError(f"hidden is {hidden.dtype} and weight {weight.dtype}; give both in one floating-point dtype")
-    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
-        raise ValueError(f"targets {tuple(targets.shape)} {targets.dtype}; give int64 token ids [{len(hidden)}]")
-    if isinstance(temperature, Tensor) and temperature.shape not in ((), hidden.shape[:1]):
-        raise ValueError(f"temperature {tuple(temperature.shape)}; give a number or a tensor [{len(hidden)}]")
-    shard = VocabShard.of(weight, num_valid_columns, tp_group)
-    if backend not in ("auto", "torch"):
-        raise ValueError(f"backend={backend!r}; set auto or torch")
-    return Head(TorchBackend(weight.detach()[: shard.num_columns]), shard, chunk_tokens or 512)

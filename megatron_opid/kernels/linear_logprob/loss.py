@@ -22,7 +22,7 @@ def logprobs(
     logprob = torch.empty(len(hidden), dtype=accumulation_dtype(hidden), device=hidden.device)
     entropy = torch.empty_like(logprob) if with_entropy else None
     for chunk in head.chunks(hidden, targets, temperature):
-        _, statistics = head.forward(chunk, with_entropy)
+        _, statistics = head.forward(chunk, with_entropy, keep=False)
         logprob[chunk.rows] = statistics.logprob
         if entropy is not None:
             entropy[chunk.rows] = statistics.entropy
@@ -44,7 +44,7 @@ class RecomputedLogprobs(torch.autograd.Function):
         hidden, weight, targets = ctx.saved_tensors
         d_hidden, d_weight = _gradient_buffers(hidden, weight, ctx.needs_input_grad)
         for chunk in ctx.head.chunks(hidden, targets, ctx.temperature):
-            logits, statistics = ctx.head.forward(chunk, with_entropy=d_entropy is not None)
+            logits, statistics = ctx.head.forward(chunk, with_entropy=d_entropy is not None, keep=True)
             d_logprob_rows = torch.zeros_like(statistics.logprob) if d_logprob is None else d_logprob[chunk.rows]
             d_entropy_rows = None if d_entropy is None else d_entropy[chunk.rows]
             ctx.head.backward(chunk, logits, statistics, d_logprob_rows, d_entropy_rows, d_hidden, d_weight)
@@ -104,8 +104,9 @@ class LossWithGradients(torch.autograd.Function):
 def _loss_of_chunk(
     head: Head, chunk: Chunk, loss: TokenLoss, with_entropy: bool, d_hidden: Tensor | None, d_weight: Tensor | None
 ) -> PolicyLoss:
-    logits, statistics = head.forward(chunk, with_entropy)
-    if d_hidden is None and d_weight is None:
+    differentiate = d_hidden is not None or d_weight is not None
+    logits, statistics = head.forward(chunk, with_entropy, keep=differentiate)
+    if not differentiate:
         return loss(statistics.logprob, statistics.entropy, chunk.rows)
     with torch.enable_grad():
         # The loss of a row depends on these two numbers alone: autograd on [C] vectors gives its coefficients.

@@ -15,12 +15,12 @@ class TorchBackend:
         self.weight = weight.to(accumulation_dtype(weight))
 
     def forward(
-        self, hidden: Tensor, targets: Tensor, inverse_temperature: Tensor, with_entropy: bool
+        self, hidden: Tensor, targets: Tensor, inverse_temperature: Tensor, with_entropy: bool, keep: bool
     ) -> tuple[Tensor, Tensor]:
-        """Scaled logits [C, V] and their partial statistics [C, 3 or 4] (see vocab_parallel.combine).
+        """The logits, scaled, [C, V], and their partial statistics [C, 3 or 4] (see vocab_parallel.combine).
 
         Args: hidden [C, H]; targets int64 [C], counted from the shard's first column, foreign ones out of range;
-        inverse_temperature [C].
+        inverse_temperature [C]; keep: whether `logits_gradient` follows, which a back end may need to know.
         """
         logits = hidden.to(self.weight.dtype) @ self.weight.t()
         logits *= inverse_temperature[:, None]
@@ -67,9 +67,9 @@ class TorchBackend:
             gradient.scatter_(1, index, torch.where(owned[:, None], at_target[:, None], gradient.gather(1, index)))
         return gradient.mul_(inverse_temperature[:, None])
 
-    def hidden_gradient(self, d_logits: Tensor) -> Tensor:
-        """d hidden [C, H] = d logits · weight: this shard's part of the sum over shards."""
-        return d_logits @ self.weight
+    def hidden_gradient(self, d_logits: Tensor, out: Tensor) -> None:
+        """out = d logits · weight, d hidden [C, H]: this shard's part of the sum over shards."""
+        out.copy_(d_logits @ self.weight)
 
     def add_weight_gradient(self, d_weight: Tensor, d_logits: Tensor, hidden: Tensor) -> None:
         """d weight [V, H] += d logitsᵀ · hidden."""
