@@ -46,7 +46,8 @@ def write_synthetic_run(run_dir: Path, *, num_steps: int = 40, num_episodes: int
 def _validation(draw: random.Random, rate: float) -> dict:
     num_won = sum(draw.random() < rate for _ in range(128))
     by_category = {name: min(1.0, max(0.0, draw.gauss(rate, 0.08))) for name in CATEGORIES}
-    return {"success_rate": num_won / 128, "num_episodes": 128, "success_by_category": by_category}
+    success = {"success_rate": num_won / 128, **{f"success_rate/{name}": rate for name, rate in by_category.items()}}
+    return success | {"num_episodes": 130, "num_failed_episodes": 2}
 
 
 def _metrics(draw: random.Random, progress: float) -> dict:
@@ -58,30 +59,34 @@ def _metrics(draw: random.Random, progress: float) -> dict:
     return {
         "rollout": {
             "success_rate": rate,
-            "success_by_category": by_category,
+            **{f"success_rate/{name}": rate for name, rate in by_category.items()},
             "num_episodes": 128,
-            "valid_action_rate": min(1.0, 0.8 + 0.2 * progress),
-            "episode_steps": near(20 - 6 * progress),
-            "num_faults": int(draw.random() < 0.1),
+            "num_failed_episodes": int(draw.random() < 0.1),
+            "valid_action_share": min(1.0, 0.8 + 0.2 * progress),
+            "cut_response_share": near(0.02 * (1 - progress)),
+            "steps_mean": near(20 - 6 * progress),
+            "response_tokens_mean": near(60),
+            "response_tokens_per_s": near(2400),
         },
         "actor": {
             "loss": draw.gauss(0.0, 0.01),
             "policy_loss": draw.gauss(0.0, 0.01),
             "reference_kl": near(0.02 * progress + 1e-4),
             "entropy": near(1.2 - 0.5 * progress, 0.03),
-            "gradient_norm": near(0.7, 0.2),
+            "grad_norm": near(0.7, 0.2),
             "clip_fraction": near(0.004, 0.3),
             "learning_rate": 1e-6,
         },
         "teacher": {"delta_mean": draw.gauss(0.01, 0.005), "delta_abs_mean": near(0.12), "delta_std": near(0.3)},
         "mismatch": {"logprob_abs_mean": near(0.006), "logprob_abs_max": near(0.3, 0.3)},
         "analyzer": {
-            "num_analyses": 128,
-            "num_cache_hits": draw.randrange(20),
-            "num_failures": draw.randrange(3),
+            "analyses": 128,
+            "cache_hits": draw.randrange(20),
+            "failures": draw.randrange(3),
             "prompt_tokens": near(180_000, 0.05),
             "completion_tokens": near(21_000, 0.05),
-            "latency_s": near(2.5),
+            "latency_mean_s": near(2.5),
+            "latency_p95_s": near(6),
         },
         "time": {"rollout_s": near(31), "score_s": near(6), "update_s": near(14), "weight_sync_s": near(1.2)},
     }
