@@ -14,7 +14,7 @@ from megatron_opid.actor import parallel
 from megatron_opid.actor.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
 from megatron_opid.actor.head import HeadSettings
 from megatron_opid.actor.model import build_model, transformer_config
-from megatron_opid.actor.optimizer import build_optimizer, wrap_for_data_parallel
+from megatron_opid.actor.optimizer import build_optimizer, gather_parameters, wrap_for_data_parallel
 from megatron_opid.actor.parameters import RankParameters
 from megatron_opid.actor.samples import PolicySample, ScoreRequest, TokenSequence
 from megatron_opid.actor.scoring import Packer, score_batches
@@ -120,9 +120,7 @@ class Actor:
         A collective: every rank exhausts the iterator.
         """
         with parallel.device_context(self._device):
-            for chunk in self._chunks:
-                if chunk.ddp_config.overlap_param_gather:
-                    chunk.start_param_sync(force_sync=True)
+            gather_parameters(self._chunks)
         yield from self._parameters.stream()
 
     def save_hf(self, directory: Path) -> None:
@@ -137,6 +135,7 @@ class Actor:
     def save(self, directory: Path, step: int, trainer_state: dict[str, Any], *, keep: int = 2) -> Path:
         """Write the checkpoint `directory`/step_`step` and point `directory`/latest to it; keep the newest `keep`."""
         with parallel.device_context(self._device):
+            gather_parameters(self._chunks)
             return save_checkpoint(directory, step, self._checkpoint_state(), trainer_state, keep)
 
     def load(self, path: Path) -> dict[str, Any]:
@@ -150,6 +149,8 @@ class Actor:
                 return score_batches(self._chunks, self._packer, batches)
         if self._reference is None:
             raise ValueError("this actor keeps no reference weights; build it with with_reference=True")
+        with parallel.device_context(self._device):
+            gather_parameters(self._chunks)
         policy = self._parameters.snapshot()
         self._parameters.restore(self._reference)
         try:

@@ -56,7 +56,9 @@ def transformer_config(shape: ModelShape, actor: ActorConfig, device: torch.devi
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=shape.initializer_range,
-        perform_initialization=False,  # every weight is loaded
+        # Every weight is loaded, but only initialisation marks which parameters tensor parallelism splits; without it the
+        # gradient norm silently leaves out what the other ranks hold.
+        perform_initialization=True,
         use_cpu_initialization=device.type == "cpu",
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -73,6 +75,7 @@ def transformer_config(shape: ModelShape, actor: ActorConfig, device: torch.devi
         # With the defaults, an interleaved schedule over two stages silently swaps two messages.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
+        cuda_graph_scope=[],  # the default warns
         # Read when DistributedDataParallel is built: gradients are plain sums over tokens and ranks.
         calculate_per_token_loss=True,
         **_recompute_options(actor.recompute),

@@ -51,6 +51,13 @@ def wrap_for_data_parallel(chunks: Sequence[PolicyModel], actor: ActorConfig) ->
     return wrapped
 
 
+def gather_parameters(chunks: Sequence[DistributedDataParallel]) -> None:
+    """Finish the last update where its all-gather waits for the next forward pass: before weights are read or swapped."""
+    for chunk in chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """Megatron's optimizer and its schedule; `schedule.num_steps` counts updates."""

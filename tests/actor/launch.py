@@ -1,0 +1,57 @@
+"""Start a module on several ranks over gloo on this machine and wait for all of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def start(module: str, num_ranks: int, *arguments: str, log_dir: Path) -> list[subprocess.Popen]:
+    """One process per rank with torchrun's environment; rank r writes to `log_dir`/rank_r.log."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(num_ranks):
+        environment = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        with (log_dir / f"rank_{rank}.log").open("w") as log:
+            command = [sys.executable, "-m", module, *arguments]
+            processes.append(
+                subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            )
+    return processes
+
+
+def wait(processes: list[subprocess.Popen], timeout_s: float, log_dir: Path) -> None:
+    """Raises RuntimeError with the first failing rank's log as soon as one fails (the others are killed)."""
+    deadline = time.monotonic() + timeout_s
+    try:
+        while any(process.poll() is None for process in processes):
+            failed = [rank for rank, process in enumerate(processes) if process.poll()]
+            if failed or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+    finally:
+        still_running = [process for process in processes if process.poll() is None]
+        for process in still_running:
+            process.kill()
+            process.wait()
+    failed = [rank for rank, process in enumerate(processes) if process.returncode]
+    if failed:
+        first = min(failed, key=lambda rank: processes[rank].returncode == -9)
+        log = (log_dir / f"rank_{first}.log").read_text()[-6000:]
+        raise RuntimeError(f"rank {first} of {len(processes)} ended with {processes[first].returncode}:\n{log}")
