@@ -33,7 +33,7 @@ SCHEMA = {
 
 # A skill that fills the prompt would push the task itself out on the left; such a text is no advice.
 MAX_SKILL_CHARACTERS = 4000
-MAX_REPLY_CHARACTERS = 200_000
+MAX_REPLY_CHARACTERS = 50_000
 
 # Put behind a torn answer before it is repaired: the string that ends with it is the one that was cut off.
 _TEAR = "\ue000"
@@ -115,7 +115,8 @@ def _clean(value: Any) -> str | None:
 def _find_object(text: str) -> dict[str, Any]:
     """The last complete JSON object with an episode skill, else what repair makes of the first broken one."""
     text = text.replace(_TEAR, "")
-    found = [data for start in _starts(text) if (data := _decode(text, start)) is not None]
+    starts = [match.start() for match in re.finditer(r'\{\s*"', text)]
+    found = [data for start in starts if (data := _decode(text, start)) is not None]
     if found:
         return found[-1]
     key = text.find("episode_skill")
@@ -125,14 +126,13 @@ def _find_object(text: str) -> dict[str, Any]:
     raise ParseError(f"no JSON object with an episode_skill in an answer of {len(text)} characters")
 
 
-def _starts(text: str) -> list[int]:
-    return [match.start() for match in re.finditer(r"\{", text)]
-
-
 def _decode(text: str, start: int) -> dict[str, Any] | None:
     try:
         data, _ = json.JSONDecoder().raw_decode(text, start)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        # Every later start would fail as slowly: a babbling model must not hold up the other episodes.
+        raise ParseError("the answer is nested too deeply") from None
+    except ValueError:
         return None
     return _skills_object(data)
 
