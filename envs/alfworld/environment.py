@@ -15,7 +15,7 @@ _ENGINES = {"native": NativeEngine, "official": OfficialEngine}
 
 
 class AlfworldEnvironment:
-    """Plays the games under `data` with `engine`. Task.index, modulo their number, picks from the split's sorted games."""
+    """Plays the games under `data`. Task.index, modulo their number, picks from the split's games in path order."""
 
     def __init__(self, engine: Engine, data: str) -> None:
         self._engine = engine

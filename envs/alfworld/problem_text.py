@@ -79,10 +79,14 @@ def _object_facts(thing: Thing, catalogue: Catalogue) -> Iterator[str]:
 
 def _goal(goal: Goal) -> str:
     if goal.lamp:
+        lit = (
+            f"(objectType ?lamp {goal.lamp}Type) (toggleable ?lamp) (isToggled ?lamp) "
+            "(inReceptacle ?lamp ?r) (receptacleAtLocation ?r ?l) (atLocation ?a ?l)"
+        )
+        held = f"(objectType ?o {goal.target}Type) (holds ?a ?o)"
         return (
-            f"(and (exists (?lamp - object ?r - receptacle ?a - agent ?l - location) (and (objectType ?lamp {goal.lamp}"
-            "Type) (toggleable ?lamp) (isToggled ?lamp) (inReceptacle ?lamp ?r) (receptacleAtLocation ?r ?l) "
-            f"(atLocation ?a ?l))) (exists (?o - object ?a - agent) (and (objectType ?o {goal.target}Type) (holds ?a ?o))))"
+            f"(and (exists (?lamp - object ?r - receptacle ?a - agent ?l - location) (and {lit})) "
+            f"(exists (?o - object ?a - agent) (and {held})))"
         )
     atoms = [_placed(goal, f"?o{number}") for number in range(goal.count)]
     if goal.count == 2:
