@@ -9,8 +9,8 @@
 //
 // Two consumer warpgroups (64 rows each) run wgmma m64n256k16; one producer thread feeds 4 stages of 64-wide K slices by
 // TMA. Two thread blocks form a cluster: they work on neighbouring rows and the same columns, each loading half of the
-// weight tile and multicasting it to both, which halves the traffic out of L2. The grid is persistent and walks down all
-// row blocks of a column block before it goes on, so the weight is read from memory once.
+// weight tile and multicasting it to both, which halves the traffic out of L2. The grid is persistent and walks column by
+// column over a group of rows that stays in L2.
 
 #include <cuda.h>
 #include <cuda_bf16.h>
@@ -20,6 +20,7 @@
 namespace {
 
 constexpr int kRows = 128, kColumns = 256, kDepth = 64, kStages = 4, kCluster = 2, kConsumers = 2;
+constexpr int kGroup = 8;  // row blocks (of 256 rows) that are walked together
 constexpr int kThreads = 128 * (kConsumers + 1);
 constexpr int kRowBytes = kDepth * 2;  // one swizzle atom: 128 bytes
 constexpr uint32_t kStageBytes = (kRows + kColumns) * kRowBytes;
@@ -152,17 +153,37 @@ __device__ uint32_t pack(float low, float high) {
 // tensor map permutes rows within 32 so that four groups of a lane are 8 neighbouring columns: one 16-byte store.
 __device__ constexpr int column_of(int j, int q, int b) { return 32 * (j / 4) + 8 * q + 2 * (j % 4) + b; }
 
+// The order in which clusters take tiles of 256 rows × 256 columns.
+struct Schedule {
+  int row_blocks, column_blocks;
+
+  __device__ Schedule(const Arguments& args)
+      : row_blocks((args.rows + kRows * kCluster - 1) / (kRows * kCluster)),
+        column_blocks((args.columns + kColumns - 1) / kColumns) {}
+
+  __device__ int tiles() const { return row_blocks * column_blocks; }
+
+  __device__ void locate(int tile, int& row_block, int& column_block) const {
+    const int first = tile / (kGroup * column_blocks) * kGroup, size = min(kGroup, row_blocks - first);
+    const int within = tile - first * column_blocks;
+    row_block = first + within % size;
+    column_block = within / size;
+  }
+};
+
 struct Producer {
   Shared& shared;
   const CUtensorMap *hidden_map, *weight_map;
 
-  __device__ void run(int row_blocks, int tiles, int num_k) {
+  __device__ void run(const Schedule& schedule, int num_k) {
     const uint32_t rank = cluster_rank();
     int slot = 0;
     uint32_t phase = 0;
-    for (int tile = blockIdx.x / kCluster; tile < tiles; tile += gridDim.x / kCluster) {
-      const int row = (tile % row_blocks * kCluster + rank) * kRows;
-      const int group = tile / row_blocks * (kColumns / 32) + rank * (kColumns / 32 / kCluster);
+    for (int tile = blockIdx.x / kCluster; tile < schedule.tiles(); tile += gridDim.x / kCluster) {
+      int row_block, column_block;
+      schedule.locate(tile, row_block, column_block);
+      const int row = (row_block * kCluster + rank) * kRows;
+      const int group = column_block * (kColumns / 32) + rank * (kColumns / 32 / kCluster);
       for (int k = 0; k < num_k; ++k) {
         wait_barrier(&shared.empty[slot], phase ^ 1);
         expect_bytes(&shared.full[slot], kStageBytes);
@@ -242,15 +263,17 @@ struct Consumer {
     if (threadIdx.x % 128 < kCluster) arrive_in_cluster(&shared.empty[slot], threadIdx.x % 128);
   }
 
-  __device__ void run(int row_blocks, int tiles, int num_k) {
+  __device__ void run(const Schedule& schedule, int num_k) {
     const int warpgroup = threadIdx.x / 128 - 1, thread = threadIdx.x % 128;
     const uint32_t rank = cluster_rank();
     int slot = 0;
     uint32_t phase = 0;
     float acc[128];
-    for (int tile = blockIdx.x / kCluster; tile < tiles; tile += gridDim.x / kCluster) {
+    for (int tile = blockIdx.x / kCluster; tile < schedule.tiles(); tile += gridDim.x / kCluster) {
+      int row_block, column_block;
+      schedule.locate(tile, row_block, column_block);
       const int row0 =
-          (tile % row_blocks * kCluster + rank) * kRows + warpgroup * 64 + thread / 32 * 16 + thread % 32 / 4;
+          (row_block * kCluster + rank) * kRows + warpgroup * 64 + thread / 32 * 16 + thread % 32 / 4;
       int target[2];
       float inverse_temperature[2];
 #pragma unroll
@@ -277,7 +300,7 @@ struct Consumer {
       }
       wgmma_wait<0>();
       release(previous);
-      epilogue<kStore, kEntropy>(acc, args, row0, tile / row_blocks * kColumns, target, inverse_temperature);
+      epilogue<kStore, kEntropy>(acc, args, row0, column_block * kColumns, target, inverse_temperature);
     }
   }
 };
@@ -288,8 +311,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
                 const Arguments args) {
   extern __shared__ uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(memory) + 1023) & ~uintptr_t(1023));
-  const int row_blocks = (args.rows + kRows * kCluster - 1) / (kRows * kCluster);
-  const int tiles = row_blocks * ((args.columns + kColumns - 1) / kColumns);
+  const Schedule schedule(args);
   const int num_k = args.depth / kDepth;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
@@ -301,11 +323,11 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
   cluster_sync();
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x == 0) Producer{shared, &hidden_map, &weight_map}.run(row_blocks, tiles, num_k);
+    if (threadIdx.x == 0) Producer{shared, &hidden_map, &weight_map}.run(schedule, num_k);
     __syncwarp();
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    Consumer<kStore, kEntropy>{shared, args}.run(row_blocks, tiles, num_k);
+    Consumer<kStore, kEntropy>{shared, args}.run(schedule, num_k);
   }
   cluster_sync();  // the other block may still be writing into this one's shared memory
 }

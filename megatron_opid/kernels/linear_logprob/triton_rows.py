@@ -199,6 +199,17 @@ def _combine_tiles(
 
 
 @triton.jit
+def _log(x):
+    """ln x within 1e-4, x a normal float32 (for 0: −88): exponent bits plus a polynomial of the mantissa in [1, 2)."""
+    bits = x.to(tl.int32, bitcast=True)
+    # The bits of 2²³ + n are those of 2²³ or'ed with n: subtracting 2²³ + 127 leaves the exponent as a float.
+    exponent = ((bits >> 23) | 0x4B000000).to(tl.float32, bitcast=True) - 8388735.0
+    f = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+    log2 = exponent - 2.50561466 + f * (4.04961689 + f * (-2.09940228 + f * (0.63551112 - f * 0.08001088)))
+    return 0.6931471805599453 * log2
+
+
+@triton.jit
 def _logits_gradient(
     exponential_ptr,
     maximum_ptr,
@@ -233,8 +244,8 @@ def _logits_gradient(
     if d_entropy_ptr is not None:
         d_entropy = tl.load(d_entropy_ptr + row)
         entropy = tl.load(entropy_ptr + row)
-        log_probability = tl.log(tl.maximum(exponential, 1e-38)) + shift[:, None]
+        log_probability = _log(exponential) + shift[:, None]
         factor = factor - d_entropy * (log_probability + entropy)
         at_target -= d_entropy * tl.exp(logprob) * (logprob + entropy)
-    gradient = tl.where(column == tl.load(target_ptr + row), at_target, probability * factor) * inverse_temperature
+    gradient = tl.where(column == tl.load(target_ptr + row).to(tl.int32), at_target, probability * factor) * inverse_temperature
     tl.store(pointer, gradient.to(exponential_ptr.dtype.element_ty), mask=inside[:, None])
