@@ -71,16 +71,20 @@ function draw(place, panel) {
   Plotly.react(place, panel.curves.flatMap(traces), layout(panel), options);
 }
 
+// a chart is drawn when it first comes into view: thirty at once would hold up the page
 function drawCharts(data) {
-  const drawAll = () => {
-    for (const place of document.querySelectorAll(".chart[data-panel]")) {
-      draw(place, data.sections[place.dataset.section].panels[place.dataset.panel]);
+  const drawn = new Set();
+  const drawPanel = (place) => draw(place, data.sections[place.dataset.section].panels[place.dataset.panel]);
+  const watcher = new IntersectionObserver((entries) => {
+    for (const { target } of entries.filter((entry) => entry.isIntersecting && !drawn.has(entry.target))) {
+      drawn.add(target);
+      drawPanel(target);
     }
-  };
-  drawAll();
+  });
+  for (const place of document.querySelectorAll(".chart[data-panel]")) watcher.observe(place);
   const drawChosen = document.getElementById("every-metric") ? chooseMetric(data.metrics) : () => {};
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    drawAll();
+    drawn.forEach(drawPanel);
     drawChosen();
   });
 }

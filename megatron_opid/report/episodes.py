@@ -56,7 +56,7 @@ def browser_data(saved_steps: Sequence[SavedStep], decode: Decode | None = None)
 def pack(data: Any) -> str:
     """Base64 of gzip of JSON: safe in any place of an HTML page. Numbers that are not finite become null."""
     text = data if isinstance(data, str) else json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(gzip.compress(text.encode(), compresslevel=9, mtime=0)).decode("ascii")
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode("ascii")
 
 
 def _row(step: int, trajectory: Trajectory) -> dict[str, Any]:

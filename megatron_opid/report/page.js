@@ -23,11 +23,11 @@ function make(tag, properties, ...children) {
 async function main() {
   const { nonce } = document.currentScript;
   const data = JSON.parse(await unpack(document.getElementById("data").textContent));
+  if (document.getElementById("trajectories")) browseTrajectories(data);
   const source = await unpack(document.getElementById("plotly").textContent);
   const library = make("script", { nonce });
   library.textContent = source;
   document.head.append(library);
   drawCharts(data);
-  if (document.getElementById("trajectories")) browseTrajectories(data);
   document.body.dataset.ready = "yes";
 }

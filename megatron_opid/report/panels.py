@@ -58,14 +58,17 @@ _ACTOR: list[_PlainPanel] = [
     ),
     ("KL to the reference (k3)", "nats per token", {"actor/reference_kl": "k3"}),
     ("Entropy", "nats per token", {"actor/entropy": "entropy"}),
-    ("Gradient norm, before clipping", "L2 norm", {"actor/gradient_norm": "norm"}),
+    ("Gradient norm, before clipping", "L2 norm", {"actor/grad_norm": "norm"}),
     ("Clipped tokens", "small fraction", {"actor/clip_fraction": "clipped", "actor/dual_clip_fraction": "dual clip"}),
     ("Learning rate", "rate", {"actor/learning_rate": "learning rate"}),
 ]
 _EPISODES: list[_PlainPanel] = [
-    ("Valid actions", "fraction", {"rollout/valid_action_rate": "valid"}),
-    ("Episode length", "agent steps", {"rollout/episode_steps": "mean"}),
-    ("Episodes lost to faults", "episodes", {"rollout/num_faults": "faults"}),
+    ("Valid actions", "fraction", {"rollout/valid_action_share": "valid"}),
+    ("Responses cut at the token limit", "small fraction", {"rollout/cut_response_share": "cut"}),
+    ("Episode length", "agent steps", {"rollout/steps_mean": "mean"}),
+    ("Response length", "tokens per agent step", {"rollout/response_tokens_mean": "mean"}),
+    ("Episodes lost to faults", "episodes per step", {"rollout/num_failed_episodes": "faults"}),
+    ("Generation speed", "response tokens per second", {"rollout/response_tokens_per_s": "speed"}),
 ]
 _TEACHER: list[_PlainPanel] = [
     (
@@ -84,9 +87,9 @@ _ANALYZER: list[_PlainPanel] = [
         "Analyses",
         "analyses per step",
         {
-            "analyzer/num_analyses": "all",
-            "analyzer/num_cache_hits": "from cache",
-            "analyzer/num_failures": "failed",
+            "analyzer/analyses": "all",
+            "analyzer/cache_hits": "from cache",
+            "analyzer/failures": "failed",
         },
     ),
     (
@@ -94,7 +97,11 @@ _ANALYZER: list[_PlainPanel] = [
         "tokens per step",
         {"analyzer/prompt_tokens": "prompt", "analyzer/completion_tokens": "completion"},
     ),
-    ("Latency of one analysis", "seconds", {"analyzer/latency_s": "mean"}),
+    (
+        "Latency of one analysis",
+        "seconds",
+        {"analyzer/latency_mean_s": "mean", "analyzer/latency_p95_s": "95th percentile"},
+    ),
 ]
 
 
@@ -128,6 +135,11 @@ def validation_success(lines: Lines) -> tuple[list[int], list[float]]:
     return series(lines, "validation/success_rate", shift=1)
 
 
+def num_played(line: Mapping[str, Any]) -> int:
+    """Validation episodes behind the line's success rate: those that no fault ended; 0 where it was not logged."""
+    return int((line.get("validation/num_episodes") or 0) - (line.get("validation/num_failed_episodes") or 0))
+
+
 def metric_names(lines: Lines) -> list[str]:
     """Every metric that any line has, sorted."""
     return sorted({name for line in lines for name in line} - {"step"})
@@ -145,13 +157,13 @@ def _learning(lines: Lines) -> list[Panel]:
         Panel(
             "Training success by task type",
             "fraction",
-            _by_category(lines, "rollout/success_by_category/", smooth=True),
+            _by_category(lines, "rollout/success_rate/", smooth=True),
             f"Means of {RUNNING_MEAN_STEPS} steps.",
         ),
         Panel(
             "Validation success by task type",
             "fraction",
-            _by_category(lines, "validation/success_by_category/", smooth=False),
+            _by_category(lines, "validation/success_rate/", smooth=False),
         ),
     ]
     return [panel for panel in panels if any(curve.y for curve in panel.curves)]
@@ -159,7 +171,7 @@ def _learning(lines: Lines) -> list[Panel]:
 
 def _validation_curve(lines: Lines) -> Curve:
     x, y = validation_success(lines)
-    counts = [line.get("validation/num_episodes") for line in lines if line.get("validation/success_rate") is not None]
+    counts = [num_played(line) for line in lines if line.get("validation/success_rate") is not None]
     if not all(counts):
         return Curve("validation", x, y, "points")
     bounds = [wilson_interval(rate, count) for rate, count in zip(y, counts, strict=True)]

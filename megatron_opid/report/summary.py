@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_opid.metrics import RUNNING_MEAN_STEPS
-from megatron_opid.report.panels import Lines, series, training_success, validation_success
+from megatron_opid.report.panels import Lines, num_played, series, training_success, validation_success
 from megatron_opid.report.records import RunRecord
 from megatron_opid.report.statistics import wilson_interval
 
@@ -60,7 +60,7 @@ def duration_text(seconds: float) -> str:
 
 def _validation_text(lines: Lines, position: int) -> str:
     line = [line for line in lines if line.get("validation/success_rate") is not None][position]
-    rate, count = line["validation/success_rate"], line.get("validation/num_episodes")
+    rate, count = line["validation/success_rate"], num_played(line)
     if not count:
         return f"{rate:.1%}"
     lower, upper = wilson_interval(rate, count)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, sync_playwright
+from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
 from megatron_opid.report.compare import parse_arm, write_comparison
 from megatron_opid.report.html import write_report
@@ -50,6 +50,7 @@ def browser(tmp_path_factory) -> Iterator[BrowserContext]:
 def page(browser) -> Iterator[Page]:
     """A page that fails its test on any message of the console and on any request but for the report itself."""
     page = browser.new_page()
+    page.set_default_timeout(120_000)  # milliseconds; a loaded machine is slow, not wrong
     troubles: list[str] = []
     page.on("console", lambda message: troubles.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
@@ -76,15 +77,17 @@ def _backgrounds(page: Page) -> list[str]:
 
 
 def test_curves_are_drawn_in_the_colours_of_the_theme(page, run_dir):
-    line = "document.querySelector('.chart .scatterlayer .js-line').style.stroke"
     page.emulate_media(color_scheme="light")
     _open(page, run_dir / "report.html")
-    num_charts = page.locator(".chart[data-panel]").count()
-    assert num_charts > 15
-    assert page.locator(".chart[data-panel] .scatterlayer").count() == num_charts
-    light = page.evaluate(line)
+    charts = page.locator(".chart[data-panel]").all()
+    assert len(charts) > 15
+    for chart in charts:
+        chart.scroll_into_view_if_needed()
+        chart.locator(".scatterlayer .trace").first.wait_for(state="attached")
+    line = page.locator(".chart .scatterlayer .js-line").first
+    light = line.evaluate("line => getComputedStyle(line).stroke")
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(f"{line} !== '{light}'")
+    expect(line).not_to_have_css("stroke", light)
 
 
 def test_any_metric_can_be_chosen(page, run_dir):
@@ -92,7 +95,7 @@ def test_any_metric_can_be_chosen(page, run_dir):
     page.locator("#every-metric summary").click()
     page.select_option("#metric-name", "rollout/steps_mean")
     page.wait_for_selector("#metric-chart .scatterlayer .js-line")
-    assert page.locator("#metric-chart .ytitle").inner_text() == "rollout/steps_mean"
+    assert page.locator("#metric-chart .ytitle").text_content() == "rollout/steps_mean"
 
 
 def test_a_step_shows_its_tokens_coloured_by_skill_advantage(page, run_dir):
@@ -168,5 +171,6 @@ def test_a_comparison_is_drawn(page, tmp_path):
     runs = [write_synthetic_run(tmp_path / f"seed{i}", num_steps=10, num_episodes=1) for i in range(2)]
     out = write_comparison([parse_arm(f"opid={runs[0]},{runs[1]}")], tmp_path / "compare.html")
     _open(page, out)
-    assert page.locator(".chart .scatterlayer").count() == 2
+    for chart in page.locator(".chart").all():
+        chart.locator(".scatterlayer .trace").first.wait_for(state="attached")
     assert "opid" in page.locator("table").inner_text()
