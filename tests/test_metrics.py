@@ -8,6 +8,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from megatron_opid.config import Config, EngineConfig
+from megatron_opid.config import Config, EnvConfig
 from megatron_opid.metrics import BEFORE_TRAINING, MetricsLogger, Timer, flatten, read_metrics, save_config
 
 REPOSITORY = Path(__file__).parent.parent
@@ -129,6 +130,7 @@ def test_plain_progress_lines_continue_the_running_mean_after_a_resume(tmp_path)
 
 def test_a_terminal_gets_a_live_bar(tmp_path):
     main, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
     with os.fdopen(terminal, "w") as stream, _logger(tmp_path, stream=stream, num_steps=4) as logger:
         logger.log(0, {"rollout": {"success_rate": 0.5}})
         logger.log(1, {"rollout": {"success_rate": 1.0}})
@@ -161,15 +163,13 @@ def test_timer_counts_a_phase_that_raises_and_synchronizes_both_ends():
 
 def test_saved_config_is_whole_and_without_secrets(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret-value")
-    config = replace(Config(), engine=EngineConfig(urls=("http://host/?key=sk-very-secret-value", "http://other")))
+    config = replace(Config(), env=EnvConfig(data="http://host/?key=sk-very-secret-value"))
     save_config(tmp_path, config)
     text = (tmp_path / "config.yaml").read_text()
     assert "sk-very-secret" not in text
-    saved = yaml.safe_load(text)
-    assert saved["engine"].pop("urls") == ["http://host/?key=$OPENAI_API_KEY", "http://other"]
     expected = asdict(config)
-    del expected["engine"]["urls"]
-    assert saved == expected
+    expected["env"]["data"] = "http://host/?key=$OPENAI_API_KEY"
+    assert yaml.safe_load(text) == expected
 
 
 def test_wandb_offline_needs_no_account_and_keeps_to_the_run_directory(tmp_path):
