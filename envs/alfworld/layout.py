@@ -11,7 +11,7 @@ from envs.alfworld.rooms import Catalogue, Room
 APPLIANCES = {"clean": "SinkBasin", "heat": "Microwave", "cool": "Fridge"}
 LAMP = "DeskLamp"
 HOME_PROBABILITY = 0.8
-_NUM_HOMES = 2
+NUM_HOMES = 2
 
 # Which kinds of room a task type is played in (as ALFRED does), and how it processes its object.
 TASKS = {
@@ -106,8 +106,14 @@ def draw_layout(rng: Random, catalogue: Catalogue, task_type: str, rooms: Sequen
 
 def sources(catalogue: Catalogue, room: Room, goal: Goal) -> list[str]:
     """The receptacle classes of `room` that the target may start in, most typical first; never the destination."""
-    places = _ranked(catalogue, goal.target, room.receptacles)
+    places = ranked(catalogue, goal.target, room.receptacles)
     return [place for place in places if place != goal.destination]
+
+
+def ranked(catalogue: Catalogue, thing: str, receptacles: Sequence[str]) -> list[str]:
+    """The classes among `receptacles` that `thing` may start in: its homes first, in their order, then the others."""
+    homes = [place for place in catalogue.homes[thing] if place in receptacles]
+    return homes + sorted(place for place in receptacles if place not in homes and catalogue.may_hold(place, thing))
 
 
 def _goals(catalogue: Catalogue, room: Room, task_type: str) -> list[Goal]:
@@ -116,7 +122,7 @@ def _goals(catalogue: Catalogue, room: Room, task_type: str) -> list[Goal]:
         return []
     targets = [thing for thing in room.objects if thing != LAMP]
     if task_type == "look_at_obj_in_light":
-        lit = LAMP in room.objects and _ranked(catalogue, LAMP, room.receptacles)
+        lit = LAMP in room.objects and ranked(catalogue, LAMP, room.receptacles)
         goals = [Goal(task_type, target, lamp=LAMP) for target in targets] if lit else []
     else:
         suitable = catalogue.properties[f"{processing}able"] if processing else targets
@@ -129,17 +135,11 @@ def _goals(catalogue: Catalogue, room: Room, task_type: str) -> list[Goal]:
     return [goal for goal in goals if sources(catalogue, room, goal)]
 
 
-def _ranked(catalogue: Catalogue, thing: str, receptacles: Sequence[str]) -> list[str]:
-    """The classes among `receptacles` that may hold `thing`: its homes first, in their order, then the others."""
-    homes = [place for place in catalogue.homes[thing] if place in receptacles]
-    return homes + sorted(place for place in receptacles if place not in homes and catalogue.may_hold(place, thing))
-
-
 def _draw_receptacles(rng: Random, catalogue: Catalogue, room: Room, goal: Goal, level: Level) -> tuple[Thing, ...]:
     """The receptacles that the goal needs, filled up from the room to the level's number."""
     required = {goal.destination, APPLIANCES.get(goal.processing, ""), rng.choice(sources(catalogue, room, goal)[:2])}
     if goal.lamp:
-        required.add(_ranked(catalogue, goal.lamp, room.receptacles)[0])
+        required.add(ranked(catalogue, goal.lamp, room.receptacles)[0])
     required.discard("")
     rest = [kind for kind, count in room.receptacles.items() for _ in range(count - (kind in required))]
     rng.shuffle(rest)
@@ -157,7 +157,7 @@ def _draw_places(
     num_others = max(0, rng.randint(*level.classes) - len(fixed))
     places = []
     for kind in [*sorted(fixed), *others[:num_others]]:
-        homes = _ranked(catalogue, kind, [name for name in kinds if kind != goal.target or name != goal.destination])
+        homes = ranked(catalogue, kind, [name for name in kinds if kind != goal.target or name != goal.destination])
         count = 1 if kind == LAMP else max(goal.count if kind == goal.target else 1, rng.randint(1, level.instances))
         if homes:
             places += [
@@ -168,7 +168,7 @@ def _draw_places(
 
 def _draw_place(rng: Random, receptacles: Sequence[Thing], homes: Sequence[str]) -> Thing:
     """A receptacle: of one of the first two classes of `homes` with probability 0.8, else of a later one."""
-    typical, unusual = homes[:_NUM_HOMES], homes[_NUM_HOMES:]
+    typical, unusual = homes[:NUM_HOMES], homes[NUM_HOMES:]
     chosen = unusual if unusual and rng.random() >= HOME_PROBABILITY else typical
     return rng.choice([receptacle for receptacle in receptacles if receptacle.kind in chosen])
 

@@ -161,8 +161,9 @@ def test_unusual_scenes(small_games, tmp_path):
 GOALS = {
     "all of a kind": "(exists (?r - receptacle) (forall (?o - object) (or (not (objectType ?o {target})) "
     "(and (objectType ?o {target}) (receptacleType ?r {place}) (inReceptacle ?o ?r)))))",
-    "one way or another": "(and (not (holdsAny agent1)) (or (exists (?o - object) (isSliced ?o)) (exists (?r - "
-    "receptacle ?l - location) (and (receptacleType ?r {place}) (receptacleAtLocation ?r ?l) (atLocation agent1 ?l)))))",
+    "one way or another": "(and (not (holdsAny agent1)) (or (exists (?o - object) (isSliced ?o)) (exists "
+    "(?r - receptacle ?l - location) (and (receptacleType ?r {place}) (receptacleAtLocation ?r ?l) "
+    "(atLocation agent1 ?l)))))",
     "a shadowed name": "(exists (?o - object) (and (holds agent1 ?o) (exists (?r - receptacle) (and (receptacleType ?r "
     "{place}) (exists (?o - object) (and (inReceptacle ?o ?r) (not (objectType ?o {target}))))))))",
 }
