@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import openai
+from openai.types.chat import ChatCompletion
 
 from megatron_opid.config import ConfigError
 
@@ -51,12 +52,12 @@ def check_endpoint(endpoint: Endpoint, timeout_s: float = 10.0) -> None:
     """Ask the endpoint for its models, once, before anything heavy starts.
 
     Raises:
-        ConfigError: it cannot be reached, refuses the key, or does not list the model.
+        ConfigError: it cannot be reached, is no such endpoint, refuses the key, or does not list the model.
     """
     url = endpoint.base_url
     try:
         with openai.OpenAI(api_key=endpoint.api_key, base_url=url, max_retries=0, timeout=timeout_s) as client:
-            served = [model.id for model in client.models.list()]
+            served = _served_models(client, endpoint.model)
     except openai.APIConnectionError as error:
         reason = type(error).__name__
         raise _fault(f"cannot be reached at {url} ({reason}); start it or set OPENAI_BASE_URL") from error
@@ -64,11 +65,23 @@ def check_endpoint(endpoint: Endpoint, timeout_s: float = 10.0) -> None:
         # The answer may repeat the key, so it is not shown.
         raise _fault(f"refused the key at {url} (HTTP {error.status_code}); set OPENAI_API_KEY") from None
     except openai.APIStatusError as error:
-        if error.status_code >= 500:
-            raise _fault(f"answered HTTP {error.status_code} at {url}; see its log") from None
-        return  # it is there, and serves chats without listing its models
+        status = error.status_code
+        raise _fault(f"answered HTTP {status} at {url}; set OPENAI_BASE_URL (it usually ends in /v1)") from None
+    except (AttributeError, TypeError, ValueError) as error:  # the client does not validate what it is sent
+        raise _fault(f"answered no JSON of the API at {url}; set OPENAI_BASE_URL (it usually ends in /v1)") from error
     if served and endpoint.model not in served:
         raise _fault(f"does not serve OPENAI_MODEL={endpoint.model!r} at {url}; it has {', '.join(served[:8])}")
+
+
+def _served_models(client: openai.OpenAI, model: str) -> list[str]:
+    """The model names that the endpoint lists; empty if it lists none but answers chats, as some proxies do."""
+    try:
+        return [listed.id for listed in client.models.list()]
+    except openai.NotFoundError:
+        answer = client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Say OK."}])
+        if not isinstance(answer, ChatCompletion):  # a web page comes back as text
+            raise ValueError("the answer is no chat completion") from None
+        return []
 
 
 def _fault(what: str) -> ConfigError:

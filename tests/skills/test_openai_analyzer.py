@@ -101,10 +101,10 @@ async def test_500_once():
 
 
 async def test_time_out_is_retried_then_counted():
-    with serve(always(Answer(delay_s=1.0))) as server:
+    with serve(always(Answer(delay_s=5.0))) as server:
         start_s = time.monotonic()
         skills, counters = await analyze(server, timeout_s=0.2, num_retries=1)
-        assert time.monotonic() - start_s < 1.0
+        assert time.monotonic() - start_s < 5.0
     assert skills is None and counters["failures_timeout"] == 1 and len(server.requests) == 2
 
 
@@ -261,6 +261,14 @@ def test_check_endpoint():
         check_endpoint(Endpoint(url, "m", KEY))
     with serve(always(Answer())) as server:  # serves no list of models
         check_endpoint(Endpoint(server.url, "m", KEY))
+    page = Answer(body=b"<html>", content_type="text/html")
+    for answer, reason in (
+        (page, "no JSON"),
+        (Answer(status=404, body=b"{}"), "HTTP 404"),
+        (Answer(status=503), "503"),
+    ):
+        with serve(always(answer)) as server, pytest.raises(ConfigError, match=f"{reason} .* ends in /v1"):
+            check_endpoint(Endpoint(server.url, "m", KEY))
 
 
 def test_environment_variables():
