@@ -57,15 +57,26 @@ def route(
 
 
 def shuffle_skills(trajectories: Sequence[Trajectory], seed: int) -> list[Trajectory]:
-    """The control: the same episodes with each other's skills, by a random cycle over those that have any.
+    """The control: the same episodes with the skills of other games.
 
-    The same `seed` gives the same result. With two or more skilled episodes none keeps its own. Step skills for steps
-    that the receiver does not have are dropped.
+    The same `seed` gives the same result. Skilled episodes, ordered by group, take the skills of the one as many places
+    further as the largest group has members: no episode keeps its own, and none gets those of its own game unless one
+    group has more than half of all. Step skills for steps that the receiver does not have are dropped.
     """
-    skilled = [index for index, trajectory in enumerate(trajectories) if trajectory.skills is not None]
-    random.Random(seed).shuffle(skilled)
+    generator = random.Random(seed)
+    by_group: dict[str, list[int]] = {}
+    for index, trajectory in enumerate(trajectories):
+        if trajectory.skills is not None:
+            by_group.setdefault(trajectory.group, []).append(index)
+    groups = list(by_group.values())
+    generator.shuffle(groups)
+    for members in groups:
+        generator.shuffle(members)
+    skilled = [index for members in groups for index in members]
+    distance = max(map(len, groups), default=0)
+    distance = distance if distance < len(skilled) else 1
     shuffled = list(trajectories)
-    for receiver, giver in zip(skilled, skilled[1:] + skilled[:1], strict=True):
+    for receiver, giver in zip(skilled, skilled[distance:] + skilled[:distance], strict=True):
         skills = _fit(trajectories[giver].skills, len(trajectories[receiver].steps))
         shuffled[receiver] = with_skills(trajectories[receiver], skills)
     return shuffled

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -83,6 +84,20 @@ def test_shuffle_is_a_derangement_of_the_skilled(seed: int):
             assert after.skills.episode != before.skills.episode
             giver = next(t for t in batch if t.skills and t.skills.episode == after.skills.episode)
             assert list(after.skills.steps) == list(range(min(len(giver.steps), len(after.steps))))
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (1, 3, 2), (5, 1, 4)])
+def test_shuffled_skills_come_from_another_game(sizes: tuple[int, ...]):
+    batch = [
+        replace(skilled(10 * group + member, 2), group=f"g{group}")
+        for group, size in enumerate(sizes)
+        for member in range(size)
+    ]
+    owner = {t.skills.episode: t.group for t in batch}
+    for seed in range(5):
+        shuffled = shuffle_skills(batch, seed)
+        assert all(owner[t.skills.episode] != t.group for t in shuffled)
+        assert {t.skills.episode for t in shuffled} == set(owner)
 
 
 def test_shuffle_depends_on_the_seed_and_keeps_a_lone_skill():
