@@ -2,8 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m tools.bench_local_engine --json docs/bench/local_engine.json
 
-A random Qwen3 of the demo's size answers the same prompts both ways, several times in turn. Every response has exactly
-`--response-tokens` tokens. Log-probs of both are checked against one plain forward pass.
+A random Qwen3 of the demo's size answers the same waiting prompts both ways, several times in turn, with exactly
+`--response-tokens` tokens each; log-probs of both are checked against one plain forward pass. The last line plays
+`--requests` episodes of `--turns` requests on the local engine, each episode asking again when it was answered, with
+responses of half to one and a half times that length.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +32,14 @@ from rollout.engines.local import LocalEngine
 
 TEMPERATURE = 0.7
 Answers = list[tuple[Sequence[int], Sequence[float]]]  # ids and log-probs of each response
+Rate = dict[str, float]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--response-tokens", type=int, default=12)
+    parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the raw numbers here")
     arguments = parser.parse_args()
@@ -41,22 +47,30 @@ def main() -> None:
     model = _model()
     rng = np.random.default_rng(0)
     prompts = [rng.integers(2, 304, size=n).tolist() for n in rng.integers(80, 161, size=arguments.requests)]
-    ways = {"local": _local(model, arguments.response_tokens)}
     # The defaults size the cache by the machine's free memory and attend over all of it: slow on a CPU.
     small = {"page_size": 32, "num_blocks": 512, "max_batch_tokens": 1024, "use_async_batching": False}
-    ways["transformers, small cache"] = _transformers(model, arguments.response_tokens, small)
-    ways["transformers, defaults"] = _transformers(model, arguments.response_tokens, {})
+    ways = {
+        "local": _local(model, arguments.response_tokens),
+        "transformers, small cache": _transformers(model, arguments.response_tokens, small),
+        "transformers, defaults": _transformers(model, arguments.response_tokens, {}),
+    }
     rates = _measure(model, prompts, ways, arguments.repeats)
+    rates["local, episodes"] = [
+        _episodes(model, prompts, arguments.turns, arguments.response_tokens) for _ in range(arguments.repeats)
+    ]
     report = {
         "requests": arguments.requests,
-        "prompt_tokens": sum(map(len, prompts)) / len(prompts),
+        "prompt_tokens_mean": sum(map(len, prompts)) / len(prompts),
         "response_tokens": arguments.response_tokens,
+        "turns": arguments.turns,
         "machine": platform.processor() or platform.machine(),
+        "load_average": os.getloadavg()[0],
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "responses_per_s": rates,
+        "rates": rates,
     }
     for name, values in rates.items():
-        print(f"{name:28s} {statistics.median(values):8.1f} responses/s (median of {[round(v, 1) for v in values]})")
+        wall, cpu = (statistics.median(value[unit] for value in values) for unit in ("responses_per_s", "per_cpu_s"))
+        print(f"{name:28s} {wall:8.1f} responses/s {cpu:8.1f} responses per CPU second (medians of {len(values)})")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -111,19 +125,39 @@ def _transformers(model: PreTrainedModel, num_tokens: int, options: dict) -> Cal
 
 def _measure(
     model: PreTrainedModel, prompts: list[list[int]], ways: dict[str, Callable], repeats: int
-) -> dict[str, list[float]]:
-    """Responses per second of each way, `repeats` values each, taken in turn; the first, unmeasured call warms up."""
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(repeats + 1):
+) -> dict[str, list[Rate]]:
+    """`repeats` values of each way, taken in turn; the first, unmeasured call warms up."""
+    rates: dict[str, list[Rate]] = {name: [] for name in ways}
+    for name, generate in ways.items():
+        _check(model, prompts, generate(prompts), name)
+    for _ in range(repeats):
         for name, generate in ways.items():
-            started_s = time.perf_counter()
-            answers = generate(prompts)
-            rate = len(prompts) / (time.perf_counter() - started_s)
-            if repeat:
-                rates[name].append(rate)
-            else:
-                _check(model, prompts, answers, name)
+            rates[name].append(_rate(partial(generate, prompts), len(prompts)))
     return rates
+
+
+def _episodes(model: PreTrainedModel, prompts: list[list[int]], num_turns: int, num_tokens: int) -> Rate:
+    engine = LocalEngine(model)
+    rng = np.random.default_rng(0)
+
+    async def play(prompt: list[int], seed: int) -> None:
+        for turn in range(num_turns):
+            length = int(rng.integers(num_tokens // 2, num_tokens * 3 // 2 + 1))
+            await engine.generate(prompt, Sampling(TEMPERATURE, length, (), seed=seed + turn), session=str(seed))
+
+    async def everything() -> None:
+        await asyncio.gather(*(play(prompt, index * num_turns) for index, prompt in enumerate(prompts)))
+
+    return _rate(lambda: asyncio.run(everything()), len(prompts) * num_turns)
+
+
+def _rate(work: Callable[[], object], num_responses: int) -> Rate:
+    started_s, cpu_started_s = time.perf_counter(), time.process_time()
+    work()
+    return {
+        "responses_per_s": num_responses / (time.perf_counter() - started_s),
+        "per_cpu_s": num_responses / (time.process_time() - cpu_started_s),
+    }
 
 
 def _check(model: PreTrainedModel, prompts: list[list[int]], answers: Answers, name: str) -> None:

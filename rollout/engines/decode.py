@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from rollout.engines.base import FinishReason, Generation, Sampling
+from rollout.engines.kv_slab import KVSlab
 from rollout.engines.sampling import request_uniforms, sample
 
 
@@ -43,13 +43,8 @@ class Request:
         return "length" if len(self.token_ids) == self.sampling.max_tokens else None
 
 
-Part = tuple[
-    list[Request], DynamicCache, Tensor
-]  # rows, their cache right-aligned at its end, logits [rows, vocabulary]
-
-
 class DecodeBatch:
-    """Rows of requests and their keys and values, right-aligned: the last column is every row's newest cached token.
+    """The requests that are being decoded, each with a row of the key-value slab.
 
     Args:
         model: a decoder with full attention in every layer.
@@ -60,8 +55,8 @@ class DecodeBatch:
     def __init__(self, model: PreTrainedModel, prefill_tokens: int = 2048):
         self._model = model
         self._prefill_tokens = prefill_tokens
-        self._cache = DynamicCache()
-        self.requests: list[Request] = []
+        self._slab = KVSlab()
+        self.requests: list[Request] = []  # by row
 
     def advance(self, newcomers: Sequence[Request]) -> list[Request]:
         """Sample one more token of every request, newcomers included; return those that finished.
@@ -69,28 +64,30 @@ class DecodeBatch:
         They leave the batch. Requests whose caller has left are dropped.
         """
         with torch.inference_mode():
-            parts = [self._decode()] if self.requests else []
-            parts += [self._prefill(piece) for piece in self._pieces(newcomers)]
-            requests = [request for rows, _, _ in parts for request in rows]
-            _append_tokens(requests, torch.cat([logits for _, _, logits in parts]))
-            finished = [request for request in requests if request.finish_reason]
-            self._keep(parts)
+            logits = [self._decode()] if self.requests else []
+            logits += [self._prefill(piece) for piece in self._pieces(newcomers)]
+            _append_tokens(self.requests, torch.cat(logits))
+        finished = [request for request in self.requests if request.finish_reason]
+        with torch.inference_mode():
+            self._drop_rows()
         return finished
 
     def clear(self) -> list[Request]:
-        """Forget every request, and return them."""
+        """Forget every request and give their memory back; returns them."""
         requests, self.requests = self.requests, []
-        self._cache = DynamicCache()
+        self._slab.clear()
         return requests
 
-    def _decode(self) -> Part:
+    def _decode(self) -> Tensor:
+        """Logits of the next token of every running request, [requests, vocabulary]."""
         lengths = torch.tensor([request.num_cached_tokens for request in self.requests])
         inputs = torch.tensor([[request.token_ids[-1]] for request in self.requests])
-        width = self._cache.get_seq_length()
-        mask = torch.arange(width + 1) >= (width - lengths)[:, None]
-        return self.requests, self._cache, self._forward(inputs, mask, lengths[:, None], self._cache)
+        longest = int(lengths.max())
+        mask = torch.arange(longest + 1) >= (longest - lengths)[:, None]
+        return self._forward(inputs, mask, lengths[:, None], self._slab.window(longest))
 
-    def _prefill(self, requests: list[Request]) -> Part:
+    def _prefill(self, requests: list[Request]) -> Tensor:
+        """Run prompts and give them rows; logits of their first tokens, [requests, vocabulary]."""
         width = max(len(request.prompt_ids) for request in requests)
         inputs = torch.zeros(len(requests), width, dtype=torch.int64)
         mask = torch.zeros(len(requests), width, dtype=torch.bool)
@@ -100,10 +97,15 @@ class DecodeBatch:
             mask[row, start:] = True
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         cache = DynamicCache()
-        return requests, cache, self._forward(inputs, mask, positions, cache)
+        logits = self._forward(inputs, mask, positions, cache)
+        # The decode step has run before: each running request's newest token is in the slab already.
+        longest = max((len(r.prompt_ids) + len(r.token_ids) for r in self.requests), default=0)
+        self._slab.add(cache, longest)
+        self.requests += requests
+        return logits
 
-    def _forward(self, inputs: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        """Logits of each row's last column, on the CPU: [rows, vocabulary]."""
+    def _forward(self, inputs: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """Logits of each row's last column, [rows, vocabulary]."""
         device = self._model.device
         output = self._model(
             input_ids=inputs.to(device),
@@ -126,31 +128,16 @@ class DecodeBatch:
         if piece:
             yield piece
 
-    def _keep(self, parts: list[Part]) -> None:
-        """Make the next batch of the unfinished rows of all parts."""
-        kept = [
-            [row for row, request in enumerate(rows) if not request.finish_reason and not request.answer.done()]
-            for rows, _, _ in parts
-        ]
-        if len(parts) == 1 and len(kept[0]) == len(parts[0][0]):
-            self.requests, self._cache, _ = parts[0]
-            return
-        self.requests = [rows[row] for (rows, _, _), keep in zip(parts, kept, strict=True) for row in keep]
-        self._cache = DynamicCache()
+    def _drop_rows(self) -> None:
+        for row in reversed(range(len(self.requests))):
+            request = self.requests[row]
+            if request.finish_reason or request.answer.done():
+                self._slab.remove(row)
+                last = self.requests.pop()
+                if row < len(self.requests):
+                    self.requests[row] = last
         if not self.requests:
-            return
-        width = max(request.num_cached_tokens for request in self.requests)
-        pieces = [_select(cache, keep, width) for (_, cache, _), keep in zip(parts, kept, strict=True) if keep]
-        for index, layer in enumerate(zip(*pieces, strict=True)):
-            keys, values = (torch.cat(tensors) for tensors in zip(*layer, strict=True))
-            self._cache.update(keys, values, index)
-
-
-def _select(cache: DynamicCache, rows: list[int], width: int) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of some rows, per layer, [rows, heads, width, head size]: cut or zero-padded on the left."""
-    # F.pad with a negative size cuts, so that one call serves both.
-    missing = (0, 0, width - cache.get_seq_length(), 0)
-    return [(pad(layer.keys[rows], missing), pad(layer.values[rows], missing)) for layer in cache.layers]
+            self._slab.clear()
 
 
 def _append_tokens(requests: list[Request], logits: Tensor) -> None:

@@ -112,10 +112,14 @@ class LocalEngine:
         """
         await self.pause()
         self._fault = f"weights are incomplete: the update to version {version} failed"
-        _load(self._model, named_tensors)
-        self._fault = None
-        self.weight_version = version
-        await self.resume()
+        try:
+            _load(self._model, named_tensors)
+            self._fault = None
+            self.weight_version = version
+        finally:
+            if self._fault is not None:
+                self._fail_all(EngineError(self._fault))
+            await self.resume()
 
     def digests(self) -> dict[str, int]:
         """The digest of every weight that the engine holds, by name, tied names included."""

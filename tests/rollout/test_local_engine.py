@@ -45,6 +45,17 @@ def test_logprobs_equal_a_plain_forward_pass():
         assert torch.allclose(torch.tensor(answer.logprobs), expected, rtol=0, atol=1e-5)
 
 
+def test_logprobs_of_long_responses_and_of_a_longer_prompt_that_joins_late():
+    model = make_model()
+    long = sampling(1, max_tokens=200, stop_token_ids=())
+    requests = [([9, 10], long), ([11], sampling(2, max_tokens=150, stop_token_ids=())), (list(range(9, 139)), long)]
+    engine = LocalEngine(model, max_batch_sequences=2)  # the third joins when the second is done
+    for (ids, how), answer in zip(requests, generate(engine, requests), strict=True):
+        expected = plain_logprobs(model, ids, answer.token_ids, how.temperature)
+        expected = expected.gather(1, torch.tensor(answer.token_ids)[:, None])[:, 0]
+        assert torch.allclose(torch.tensor(answer.logprobs), expected, rtol=0, atol=1e-5)
+
+
 def test_draw_does_not_depend_on_the_batch():
     model = make_model()
     requests = [(ids, sampling(seed)) for seed, ids in enumerate(prompts(16))]
@@ -211,3 +222,36 @@ def test_wrong_updates_are_refused_by_name_and_nothing_is_served_until_a_whole_o
             generate(engine, [([9], sampling(0))])
     asyncio.run(engine.update_weights([*good, ("lm_head.weight", good[0][1])], version=2))
     assert generate(engine, [([9], sampling(0))])[0].weight_version == 2
+
+
+def test_a_failed_update_fails_the_requests_that_wait_for_it():
+    engine = LocalEngine(make_model(), max_batch_sequences=1)
+
+    async def update_while_waiting():
+        calls = [asyncio.create_task(engine.generate([9], sampling(s), session="")) for s in (0, 1)]
+        for _ in range(6):
+            await asyncio.sleep(0)
+        with pytest.raises(ValueError, match="missing"):
+            await engine.update_weights([], version=1)
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    running, waiting = asyncio.run(update_while_waiting())
+    assert isinstance(running, Generation)
+    assert isinstance(waiting, EngineError) and "incomplete" in str(waiting)
+
+
+def test_sleep_wake_close():
+    engine = LocalEngine(make_model())
+
+    async def night():
+        await engine.sleep()
+        call = asyncio.create_task(engine.generate([9], sampling(0), session=""))
+        await asyncio.sleep(0.05)
+        assert not call.done()
+        await engine.wake()
+        assert (await call).token_ids
+        await engine.close()
+        with pytest.raises(EngineError, match="closed"):
+            await engine.generate([9], sampling(0), session="")
+
+    asyncio.run(night())
