@@ -36,8 +36,8 @@ struct __align__(1024) Shared {
 struct Arguments {
   const int64_t* targets;            // [C], counted from this shard's first column
   const float* inverse_temperature;  // [C]
-  float *tile_max, *tile_sum;        // [tiles, C]
-  float* tile_moment;                // [tiles, C] or null
+  float *tile_max, *tile_sum;        // [C, tiles]
+  float* tile_moment;                // [C, tiles] or null
   float* target_logit;               // [C], filled with −inf by the caller
   __nv_bfloat16* exponentials;       // [C, tiles · 256] or null
   int rows, columns, depth;
@@ -64,11 +64,13 @@ __device__ void expect_bytes(uint64_t* barrier, uint32_t bytes) {
                : "memory");
 }
 
+// Only TMA writes and wgmma reads are ordered by these barriers, so neither the arrival nor the wait below asks for cluster
+// scope: that would put a fence over all of memory into every step.
 __device__ void arrive_in_cluster(uint64_t* barrier, uint32_t rank) {
   asm volatile(
       "{\n.reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}"
       ::"r"(shared_address(barrier)), "r"(rank) : "memory");
 }
 
@@ -76,7 +78,7 @@ __device__ void wait_barrier(uint64_t* barrier, uint32_t parity) {
   asm volatile(
       "{\n.reg .pred done;\n"
       "again:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra again;\n}"
       ::"r"(shared_address(barrier)), "r"(parity) : "memory");
 }
@@ -235,13 +237,13 @@ __device__ __forceinline__ void epilogue(float (&acc)[128], const Arguments& arg
     sum = quad_sum(sum) * exp2_fast(-fmaf(maximum, scale, -shift));
     if (kEntropy) moment = quad_sum(moment);
     if (row < args.rows) {
-      const int64_t at = static_cast<int64_t>(first_column / kColumns) * args.rows + row;
+      const int tiles = (args.columns + kColumns - 1) / kColumns;
+      const int64_t at = static_cast<int64_t>(row) * tiles + first_column / kColumns;
       if (q == 0) args.tile_max[at] = maximum * inverse_temperature[r];
       if (q == 1) args.tile_sum[at] = sum;
       if (kEntropy && q == 2) args.tile_moment[at] = moment * kLn2;
       if (kStore) {
-        const int64_t stride = static_cast<int64_t>((args.columns + kColumns - 1) / kColumns) * kColumns;
-        __nv_bfloat16* to = args.exponentials + row * stride + first_column + 8 * q;
+        __nv_bfloat16* to = args.exponentials + at * kColumns + 8 * q;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           const float* from = &acc[16 * i + 2 * r];

@@ -22,7 +22,7 @@ TILES_PER_PROGRAM = 16
 
 @dataclass(frozen=True)
 class Tiles:
-    """Of C rows in N tiles, float32: maximum and sum [N, C], Σexp(z − max)·(z − max) [N, C] or None, target z [C]
+    """Of C rows in N tiles, float32: maximum and sum [C, N], Σexp(z − max)·(z − max) [C, N] or None, target z [C]
     (−inf where it is not on this shard); exponentials [C, N·256] in the weight's dtype, or None for scoring."""
 
     maximum: Tensor
@@ -37,9 +37,9 @@ class Tiles:
         num_tiles, rows = triton.cdiv(num_columns, TILE_COLUMNS), len(hidden)
         options = {"dtype": torch.float32, "device": hidden.device}
         return cls(
-            maximum=torch.empty(num_tiles, rows, **options),
-            total=torch.empty(num_tiles, rows, **options),
-            moment=torch.empty(num_tiles, rows, **options) if with_entropy else None,
+            maximum=torch.empty(rows, num_tiles, **options),
+            total=torch.empty(rows, num_tiles, **options),
+            moment=torch.empty(rows, num_tiles, **options) if with_entropy else None,
             target=torch.full((rows,), -torch.inf, **options),
             exponentials=hidden.new_empty(rows, num_tiles * TILE_COLUMNS) if keep else None,
             num_columns=num_columns,
@@ -48,7 +48,7 @@ class Tiles:
 
 def tile_statistics(logits: Tensor, targets: Tensor, inverse_temperature: Tensor, tiles: Tiles) -> None:
     """Fills `tiles` from float32 logits [C, V]."""
-    num_tiles, rows = tiles.maximum.shape
+    rows, num_tiles = tiles.maximum.shape
     if rows and num_tiles:
         _tile_statistics[(rows, triton.cdiv(num_tiles, TILES_PER_PROGRAM))](
             logits,
@@ -59,7 +59,6 @@ def tile_statistics(logits: Tensor, targets: Tensor, inverse_temperature: Tensor
             tiles.moment,
             tiles.target,
             tiles.exponentials,
-            rows,
             logits.shape[1],
             num_tiles,
             TILE=TILE_COLUMNS,
@@ -70,20 +69,18 @@ def tile_statistics(logits: Tensor, targets: Tensor, inverse_temperature: Tensor
 
 def combine_tiles(tiles: Tiles) -> Tensor:
     """The shard's partial statistics of each row, [C, 3 or 4], for vocab_parallel.combine."""
-    num_tiles, rows = tiles.maximum.shape
+    rows, num_tiles = tiles.maximum.shape
     partials = tiles.target.new_empty(rows, 3 if tiles.moment is None else 4)
     if rows:
-        _combine_tiles[(triton.cdiv(rows, 32),)](
+        _combine_tiles[(rows,)](
             tiles.maximum,
             tiles.total,
             tiles.moment,
             tiles.target,
             partials,
-            rows,
+            num_tiles,
             partials.shape[1],
-            NUM_TILES=num_tiles,
-            ROWS=32,
-            TILES=64,
+            BLOCK=triton.next_power_of_2(max(num_tiles, 1)),
         )
     return partials
 
@@ -97,7 +94,7 @@ def logits_gradient(
     d_entropy: Tensor | None,
 ) -> Tensor:
     """The gradient of the unscaled logits [C, V], in place of the exponentials: reference.TorchBackend's formula."""
-    num_tiles, num_rows = tiles.maximum.shape
+    num_rows, num_tiles = tiles.maximum.shape
     if num_rows and num_tiles:
         _logits_gradient[(num_rows, triton.cdiv(num_tiles, TILES_PER_PROGRAM))](
             tiles.exponentials,
@@ -109,7 +106,6 @@ def logits_gradient(
             rows.entropy,
             d_logprob,
             d_entropy,
-            num_rows,
             num_tiles,
             TILE=TILE_COLUMNS,
             TILES=TILES_PER_PROGRAM,
@@ -128,7 +124,6 @@ def _tile_statistics(
     moment_ptr,
     target_logit_ptr,
     exponential_ptr,
-    num_rows,
     num_columns,
     num_tiles,
     TILE: tl.constexpr,
@@ -142,7 +137,7 @@ def _tile_statistics(
     maximum = tl.max(tl.where(valid, z, -float("inf")), axis=1)
     shifted = tl.where(valid, z - maximum[:, None], 0.0)
     exponential = tl.where(valid, tl.exp(shifted), 0.0)
-    at = tile * num_rows + row
+    at = row * num_tiles + tile
     tl.store(maximum_ptr + at, maximum, mask=tile < num_tiles)
     tl.store(total_ptr + at, tl.sum(exponential, axis=1), mask=tile < num_tiles)
     if moment_ptr is not None:
@@ -164,38 +159,26 @@ def _combine_tiles(
     moment_ptr,
     target_logit_ptr,
     partial_ptr,
-    num_rows,
+    num_tiles,
     num_partials,
-    NUM_TILES: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    maximum = tl.full([ROWS], -float("inf"), tl.float32)
-    for start in range(0, NUM_TILES, TILES):
-        tile = start + tl.arange(0, TILES)
-        mask = (tile < NUM_TILES)[:, None] & (row < num_rows)[None, :]
-        at = tile[:, None] * num_rows + row[None, :]
-        maximum = tl.maximum(maximum, tl.max(tl.load(maximum_ptr + at, mask=mask, other=-float("inf")), axis=0))
-    total = tl.zeros([ROWS], tl.float32)
-    moment = tl.zeros([ROWS], tl.float32)
-    for start in range(0, NUM_TILES, TILES):
-        tile = start + tl.arange(0, TILES)
-        mask = (tile < NUM_TILES)[:, None] & (row < num_rows)[None, :]
-        at = tile[:, None] * num_rows + row[None, :]
-        shift = tl.where(mask, tl.load(maximum_ptr + at, mask=mask, other=0.0) - maximum[None, :], 0.0)
-        scale = tl.exp(shift)
-        tile_total = tl.load(total_ptr + at, mask=mask, other=0.0)
-        total += tl.sum(tile_total * scale, axis=0)
-        if moment_ptr is not None:
-            tile_moment = tl.load(moment_ptr + at, mask=mask, other=0.0)
-            moment += tl.sum(scale * (tile_moment + tile_total * shift), axis=0)
+    row = tl.program_id(0).to(tl.int64)
+    tile = tl.arange(0, BLOCK)
+    inside = tile < num_tiles
+    at = row * num_tiles + tile
+    tile_maximum = tl.load(maximum_ptr + at, mask=inside, other=-float("inf"))
+    maximum = tl.max(tile_maximum, axis=0)
+    shift = tl.where(inside, tile_maximum - maximum, 0.0)
+    scale = tl.exp(shift)
+    tile_total = tl.load(total_ptr + at, mask=inside, other=0.0)
     to = partial_ptr + row * num_partials
-    tl.store(to, maximum, mask=row < num_rows)
-    tl.store(to + 1, total, mask=row < num_rows)
-    tl.store(to + 2, tl.load(target_logit_ptr + row, mask=row < num_rows), mask=row < num_rows)
+    tl.store(to, maximum)
+    tl.store(to + 1, tl.sum(tile_total * scale, axis=0))
+    tl.store(to + 2, tl.load(target_logit_ptr + row))
     if moment_ptr is not None:
-        tl.store(to + 3, moment, mask=row < num_rows)
+        tile_moment = tl.load(moment_ptr + at, mask=inside, other=0.0)
+        tl.store(to + 3, tl.sum(scale * (tile_moment + tile_total * shift), axis=0))
 
 
 @triton.jit
@@ -220,7 +203,6 @@ def _logits_gradient(
     entropy_ptr,
     d_logprob_ptr,
     d_entropy_ptr,
-    num_rows,
     num_tiles,
     TILE: tl.constexpr,
     TILES: tl.constexpr,
@@ -231,7 +213,7 @@ def _logits_gradient(
     column = tile[:, None] * TILE + tl.arange(0, TILE)[None, :]
     pointer = exponential_ptr + row * num_tiles * TILE + column
     exponential = tl.load(pointer, mask=inside[:, None], other=0.0).to(tl.float32)
-    maximum = tl.load(maximum_ptr + tile * num_rows + row, mask=inside, other=0.0)
+    maximum = tl.load(maximum_ptr + row * num_tiles + tile, mask=inside, other=0.0)
     shift = maximum - tl.load(logsumexp_ptr + row)
     probability = exponential * tl.exp(shift)[:, None]
     logprob = tl.load(logprob_ptr + row)
@@ -247,5 +229,8 @@ def _logits_gradient(
         log_probability = _log(exponential) + shift[:, None]
         factor = factor - d_entropy * (log_probability + entropy)
         at_target -= d_entropy * tl.exp(logprob) * (logprob + entropy)
-    gradient = tl.where(column == tl.load(target_ptr + row).to(tl.int32), at_target, probability * factor) * inverse_temperature
+    gradient = (
+        tl.where(column == tl.load(target_ptr + row).to(tl.int32), at_target, probability * factor)
+        * inverse_temperature
+    )
     tl.store(pointer, gradient.to(exponential_ptr.dtype.element_ty), mask=inside[:, None])
