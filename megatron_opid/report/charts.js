@@ -50,7 +50,7 @@ function layout(panel) {
   axis.minexponent = 4;
   axis.separatethousands = true;
   const label = (words) => ({ text: words, font: { color: muted, size: 12 }, standoff: 8 });
-  const unit = panel.unit.endsWith("fraction") ? "" : panel.unit;
+  const unit = ["fraction", "small fraction"].includes(panel.unit) ? "" : panel.unit;
   return {
     height: 280,
     margin: { l: 48, r: 12, t: 8, b: 40 },

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from megatron_opid.metrics import RUNNING_MEAN_STEPS, write_atomically
 from megatron_opid.report.episodes import browser_data, pack
-from megatron_opid.report.panels import Section, metric_names, sections, series
+from megatron_opid.report.panels import Section, every_series, sections
 from megatron_opid.report.records import RunRecord, read_run
 from megatron_opid.report.summary import run_facts, success_sentence
 
@@ -41,7 +41,6 @@ def write_report(run_dir: str | Path, tokenizer: PreTrainedTokenizerBase | None 
 def render_run(run: RunRecord, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
     """The HTML of one run's report."""
     browser = browser_data(run.saved_steps, tokenizer.decode if tokenizer is not None else None)
-    every_metric = {name: series(run.metrics, name) for name in metric_names(run.metrics)}
     return render_page(
         title=run.name,
         headline=success_sentence(run.metrics),
@@ -49,7 +48,7 @@ def render_run(run: RunRecord, tokenizer: PreTrainedTokenizerBase | None = None)
         config_text=run.config_text,
         chart_sections=sections(run.metrics),
         data={
-            "metrics": every_metric,
+            "metrics": every_series(run.metrics),
             "episodes": browser.index,
             "packed": browser.packed,
             "scale_nats": browser.scale_nats,

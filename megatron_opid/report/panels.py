@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_opid.metrics import RUNNING_MEAN_STEPS
+from megatron_opid.metrics import BEFORE_TRAINING, RUNNING_MEAN_STEPS
 from megatron_opid.report.statistics import running_mean, wilson_interval
 
 Lines = Sequence[Mapping[str, Any]]
@@ -76,11 +76,17 @@ _TEACHER: list[_PlainPanel] = [
         "nats per token",
         {"teacher/delta_mean": "mean", "teacher/delta_abs_mean": "mean of |delta|", "teacher/delta_std": "deviation"},
     ),
+    (
+        "Mean teacher delta by outcome",
+        "nats per token",
+        {"teacher/delta_mean_won": "won episodes", "teacher/delta_mean_lost": "lost episodes"},
+    ),
     ("Tokens with a teacher term", "fraction", {"teacher/scored_fraction": "scored"}),
 ]
 _MISMATCH: list[_PlainPanel] = [
     ("Mean |engine − trainer| log-prob, same tokens", "nats per token", {"mismatch/logprob_abs_mean": "mean"}),
     ("Largest |engine − trainer| log-prob", "nats", {"mismatch/logprob_abs_max": "largest"}),
+    ("Tokens that differ much", "small fraction", {"mismatch/large_share": "share"}),
 ]
 _ANALYZER: list[_PlainPanel] = [
     (
@@ -123,6 +129,11 @@ def series(lines: Lines, name: str, *, shift: int = 0) -> tuple[list[int], list[
     """(steps + shift, values) of one metric, where it was logged and finite."""
     pairs = [(line["step"] + shift, line[name]) for line in lines if line.get(name) is not None]
     return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def every_series(lines: Lines) -> dict[str, tuple[list[int], list[float]]]:
+    """(updates, values) of each metric, by name."""
+    return {name: series(lines, name, shift=int(name.startswith("validation/"))) for name in metric_names(lines)}
 
 
 def training_success(lines: Lines) -> tuple[list[int], list[float]]:
@@ -204,7 +215,8 @@ def _plain_panels(lines: Lines, specifications: list[_PlainPanel]) -> list[Panel
 def _time(lines: Lines) -> list[Panel]:
     """Phases stacked on each other; `other` is what is left of the step's wall time."""
     phases = [name for name in metric_names(lines) if name.startswith("time/") and name != "time/step_s"]
-    timed = [line for line in lines if any(line.get(name) is not None for name in phases)]
+    training = [line for line in lines if line["step"] > BEFORE_TRAINING]
+    timed = [line for line in training if any(line.get(name) is not None for name in phases)]
     if not timed:
         return []
     x = [line["step"] for line in timed]

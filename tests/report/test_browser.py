@@ -93,9 +93,9 @@ def test_curves_are_drawn_in_the_colours_of_the_theme(page, run_dir):
 def test_any_metric_can_be_chosen(page, run_dir):
     _open(page, run_dir / "report.html")
     page.locator("#every-metric summary").click()
-    page.select_option("#metric-name", "rollout/steps_mean")
+    page.select_option("#metric-name", "actor/clip_fraction")
     page.wait_for_selector("#metric-chart .scatterlayer .js-line")
-    assert page.locator("#metric-chart .ytitle").text_content() == "rollout/steps_mean"
+    assert page.locator("#metric-chart .ytitle").text_content() == "actor/clip_fraction"
 
 
 def test_a_step_shows_its_tokens_coloured_by_skill_advantage(page, run_dir):

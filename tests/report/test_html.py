@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -95,11 +96,12 @@ def test_prompts_are_decoded_where_there_is_a_tokenizer(hostile_run):
 
 
 def test_many_episodes_are_thinned_evenly_over_the_steps(tmp_path):
-    run = read_run(write_synthetic_run(tmp_path, num_steps=40, num_episodes=150, hostile=False))
-    browser = browser_data(run.saved_steps)
+    (saved,) = read_run(write_synthetic_run(tmp_path, num_steps=10, num_episodes=1)).saved_steps
+    steps = (9, 19, 29, 39)
+    browser = browser_data([replace(saved, step=step, trajectories=saved.trajectories * 150) for step in steps])
     assert browser.num_recorded == 600
     shown = [row["step"] for row in browser.index]
-    assert {step: shown.count(step) for step in shown} == dict.fromkeys((9, 19, 29, 39), MAX_EPISODES // 4)
+    assert {step: shown.count(step) for step in shown} == dict.fromkeys(steps, MAX_EPISODES // 4)
 
 
 def test_packed_numbers_are_json_numbers_or_null():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_opid.metrics import read_metrics
-from megatron_opid.report.panels import sections, validation_success
+from megatron_opid.report.panels import every_series, sections, validation_success
 from megatron_opid.report.statistics import wilson_interval
 from megatron_opid.report.summary import duration_text, success_sentence
 from tests.report.synthetic_run import write_synthetic_run
@@ -46,6 +46,8 @@ def test_validation_counts_updates_and_has_its_interval():
     assert validation_success(lines) == ([0, 10], [0.25, 0.5])
     (curve,) = _panels(lines)["Validation success"].curves
     assert list(zip(curve.lower, curve.upper, strict=True)) == [wilson_interval(0.25, 40), wilson_interval(0.5, 40)]
+    assert every_series(lines)["validation/num_episodes"] == ([0, 10], [42, 40])
+    assert every_series(lines)["rollout/success_rate"] == ([9], [0.5])
     assert success_sentence(lines) == (
         "Validation success 25.0% (95% CI 14–40%) → 50.0% (95% CI 35–65%) after 10 updates"
     )
