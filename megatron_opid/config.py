@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, field
@@ -237,64 +236,29 @@ def resolve_model(name: str) -> Path:
     return path if path.is_absolute() or path.exists() or not root else Path(root).expanduser() / path
 
 
-def check(config: Config, world_size: int) -> None:
-    """Check what single values cannot show: files, sizes that must fit each other, the model against its tokenizer.
-
-    Raises:
-        ConfigError: with every fault found.
-    """
-    faults = [*_environment_faults(config), *_model_faults(config, world_size)]
-    samples = config.rollout.tasks_per_step * config.rollout.group_size
-    if config.algorithm.name != "opid" and config.skills.shuffle:
-        faults.append(f"skills.shuffle=true has no effect with algorithm.name={config.algorithm.name}; set opid")
-    if config.algorithm.name != "grpo" and config.rollout.group_size == 1 and samples > 0:
-        faults.append("rollout.group_size=1 leaves no group to compare with; set 2 or more")
-    if config.algorithm.name == "opid" and config.skills.analyzer == "none":
+def value_faults(config: Config) -> list[str]:
+    """What is wrong between values that are each right alone; files and models are looked at in preflight.py."""
+    faults = []
+    algorithm, optimizer = config.algorithm, config.optimizer
+    if algorithm.name != "opid" and config.skills.shuffle:
+        faults.append(f"skills.shuffle=true has no effect with algorithm.name={algorithm.name}; set opid")
+    if algorithm.name == "opid" and config.skills.analyzer == "none":
         faults.append("skills.analyzer=none gives opid no skills; set rules, policy or openai, or algorithm.name=grpo")
-    if config.algorithm.correction_low >= config.algorithm.correction_high:
-        faults.append(
-            f"algorithm.correction_low={config.algorithm.correction_low} must be below "
-            f"correction_high={config.algorithm.correction_high}"
-        )
-    if config.algorithm.name == "gigpo" and config.algorithm.state_weight == 0:
+    if algorithm.name == "gigpo" and algorithm.state_weight == 0:
         faults.append("algorithm.state_weight=0 makes gigpo grpo; set it above 0 (the paper: 1.0)")
-    if config.optimizer.min_learning_rate > config.optimizer.learning_rate:
+    if config.rollout.group_size == 1:
+        faults.append("rollout.group_size=1 leaves no group to compare an episode with; set 2 or more")
+    if algorithm.correction_low >= algorithm.correction_high:
         faults.append(
-            f"optimizer.min_learning_rate={config.optimizer.min_learning_rate} is above "
-            f"optimizer.learning_rate={config.optimizer.learning_rate}"
+            f"algorithm.correction_low={algorithm.correction_low} must be below "
+            f"correction_high={algorithm.correction_high}"
         )
-    if faults:
-        raise ConfigError(faults)
-
-
-def _environment_faults(config: Config) -> list[str]:
-    from envs.base import load as load_environment
-
-    try:
-        package = load_environment(config.env.name)
-        options = asdict(config.env)
-        for split in (config.env.train_split, config.env.validation_split):
-            package.num_tasks(split, options)
-    except (ValueError, OSError) as error:
-        return [str(error)]
-    return []
-
-
-def _model_faults(config: Config, world_size: int) -> list[str]:
-    from megatron_opid.actor.layout import layout_faults
-
-    if not config.actor.model:
-        return ["actor.model is empty; set it to a Hugging Face model directory"]
-    directory = resolve_model(config.actor.model)
-    if not (directory / "config.json").is_file():
-        return [
-            f"actor.model={config.actor.model!r}: {directory}/config.json does not exist; set actor.model or MODELS_ROOT"
-        ]
-    try:
-        hf_config = json.loads((directory / "config.json").read_text())
-    except json.JSONDecodeError as error:
-        return [f"{directory}/config.json is not JSON ({error}); restore the file"]
-    return layout_faults(config.actor, hf_config, world_size)
+    if optimizer.min_learning_rate > optimizer.learning_rate:
+        faults.append(
+            f"optimizer.min_learning_rate={optimizer.min_learning_rate} is above "
+            f"optimizer.learning_rate={optimizer.learning_rate}"
+        )
+    return faults
 
 
 def _fault(detail: dict) -> str:

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from envs.base import load as load_environment
-from megatron_opid.config import Config, ConfigError, check, load
+from megatron_opid.config import Config, ConfigError, load
 from megatron_opid.launch import EXIT_BAD_INPUT
-from megatron_opid.preflight import check_model
+from megatron_opid.preflight import evaluation_faults
 from megatron_opid.report.statistics import wilson_interval
 from rollout.trajectory import Trajectory
 
@@ -79,12 +79,13 @@ def main(arguments: list[str] | None = None) -> int:
     options, overrides = parser.parse_known_args(arguments)
     try:
         config = load([*overrides, "algorithm.name=grpo", "run.num_processes=1"])
-        check(config, world_size=1)
-        check_model(config)
-    except (ConfigError, ValueError, OSError) as error:
+        split = options.split or config.env.validation_split
+        faults = evaluation_faults(config, split)
+        if faults:
+            raise ConfigError(faults)
+    except ConfigError as error:
         print(f"megatron_opid.evaluate: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    split = options.split or config.env.validation_split
     if options.watch is not None:
         return _watch(config, split, options.watch)
     trajectories = play_split(config, split, first=0, count=config.rollout.validation_tasks)

@@ -10,27 +10,32 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from megatron_opid.config import Config, ConfigError, check, load
+from megatron_opid.config import Config, ConfigError, load
 
 EXIT_BAD_INPUT = 2
 HANDLED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
 
 def entry_point(
-    module: str, run: Callable[[Config], int], arguments: Sequence[str], *, preflight: Callable[[Config], None]
+    module: str,
+    run: Callable[[Config], int],
+    arguments: Sequence[str],
+    *,
+    find_faults: Callable[[Config, int], list[str]],
 ) -> int:
     """Run `run(config)` on every rank and return the exit code of the first rank that ended badly, else 0.
 
-    Bad input, found before any process group exists, is printed once and gives exit code 2. `preflight` adds checks of
-    the entry point's own; it raises ValueError or OSError.
+    What `find_faults(config, world_size)` finds, before any process group exists, is printed once, all of it; the exit
+    code is then 2.
     """
     is_rank = "RANK" in os.environ
     try:
         config = load(arguments)
         if int(os.environ.get("RANK", "0")) == 0:
-            check(config, int(os.environ["WORLD_SIZE"]) if is_rank else config.run.num_processes)
-            preflight(config)
-    except (ConfigError, ValueError, OSError) as error:
+            faults = find_faults(config, int(os.environ["WORLD_SIZE"]) if is_rank else config.run.num_processes)
+            if faults:
+                raise ConfigError(faults)
+    except ConfigError as error:
         print(f"{module}: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     if is_rank:

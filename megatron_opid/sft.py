@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megatron_opid.config import Config, resolve_model
 from megatron_opid.launch import entry_point, rank_main
-from megatron_opid.preflight import check_sft
+from megatron_opid.preflight import sft_faults
 
 
 def fine_tune(config: Config) -> int:
@@ -63,7 +63,7 @@ def _read_sequences(path: Path, tokenizer, max_prompt_tokens: int) -> list:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return entry_point("megatron_opid.sft", fine_tune, arguments or sys.argv[1:], preflight=check_sft)
+    return entry_point("megatron_opid.sft", fine_tune, arguments or sys.argv[1:], find_faults=sft_faults)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 
 from megatron_opid.config import Config
 from megatron_opid.launch import entry_point, rank_main
-from megatron_opid.preflight import check_training
+from megatron_opid.preflight import training_faults
 
 
 def run(config: Config) -> int:
@@ -22,7 +22,7 @@ def run(config: Config) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return entry_point("megatron_opid.train", run, arguments or sys.argv[1:], preflight=check_training)
+    return entry_point("megatron_opid.train", run, arguments or sys.argv[1:], find_faults=training_faults)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,87 @@
+"""A run that is stopped, or killed, and started again equals the uninterrupted one: N = k + resume + (N − k)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_opid.metrics import read_metrics
+from tests.trainer.conftest import SmallRun, run_module
+
+# Wall-clock figures; everything else must agree.
+TIMED = ("time/", "seconds", "_per_s", "_s", "busy_share")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("uninterrupted")
+    finished = run_module("megatron_opid.train", small_run.overrides(run_dir))
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return run_dir
+
+
+def test_the_first_update_is_exactly_on_policy(uninterrupted: Path):
+    for line in read_metrics(uninterrupted / "metrics.jsonl")[1:]:
+        assert line["actor/first_update_max_ratio_deviation"] == 0.0
+
+
+def test_a_run_leaves_a_report_an_export_and_trajectories(uninterrupted: Path):
+    assert (uninterrupted / "report.html").stat().st_size > 100_000
+    assert (uninterrupted / "hf" / "model.safetensors").is_file()
+    assert sorted(p.name for p in (uninterrupted / "trajectories").glob("step_*[0-9].jsonl")) == [
+        f"step_{step:06d}.jsonl" for step in range(4)
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_continues_as_if_nothing_had_happened(
+    small_run: SmallRun, uninterrupted: Path, tmp_path: Path, number: signal.Signals
+):
+    """SIGTERM saves after the step in progress; SIGKILL of everything falls back to the last checkpoint."""
+    process = _start(small_run.overrides(tmp_path))
+    _wait_for_step(tmp_path, process, step=2 if number == signal.SIGKILL else 0)
+    if number == signal.SIGKILL:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    code = process.wait(timeout=120)
+    assert code == (-9 if number == signal.SIGKILL else 128 + signal.SIGTERM)
+    assert (tmp_path / "checkpoints" / "latest").is_file()
+    finished = run_module("megatron_opid.train", small_run.overrides(tmp_path))
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert _timeless(tmp_path) == _timeless(uninterrupted)
+    assert (tmp_path / "hf" / "model.safetensors").read_bytes() == (
+        uninterrupted / "hf" / "model.safetensors"
+    ).read_bytes()
+
+
+def _start(overrides: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "megatron_opid.train", *overrides]
+    return subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True
+    )
+
+
+def _wait_for_step(run_dir: Path, process: subprocess.Popen, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the run ended by itself, exit code {process.returncode}"
+        path = run_dir / "metrics.jsonl"
+        if path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().splitlines()):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not logged within 120 s")
+
+
+def _timeless(run_dir: Path) -> list[dict]:
+    return [
+        {name: value for name, value in line.items() if not any(part in name for part in TIMED)}
+        for line in read_metrics(run_dir / "metrics.jsonl")
+    ]
