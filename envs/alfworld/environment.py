@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from envs.alfworld.engine import Engine, NativeEngine
-from envs.alfworld.games import list_games, read_game, task_type
+from envs.alfworld.games import TASK_PREFIX, list_games, task_type
 from envs.alfworld.official import OfficialEngine
 from envs.base import Observation, Outcome, Start, Task
 
@@ -31,7 +31,7 @@ class AlfworldEnvironment:
         path = games[task.index % len(games)]
         turn = self._engine.load(path)
         return Start(
-            goal=read_game(path).goal,
+            goal=turn.text.rpartition(TASK_PREFIX)[2].removesuffix("."),
             category=task_type(path),
             observation=Observation(turn.text, turn.admissible),
         )

@@ -71,10 +71,8 @@ class Expert:
             return self._rng.choice(view.admissible)
         if draw < self._noise.random_action + self._noise.invalid_action:
             return self._invalid(view)
-        return next(
-            (command for command in self._wanted() if command in view.admissible),
-            self._rng.choice(view.admissible),
-        )
+        wanted = next((command for command in self._wanted() if command in view.admissible), None)
+        return wanted or self._rng.choice(view.admissible)
 
     def _start(self, view: PromptView) -> None:
         goal = parse_goal(view.goal)

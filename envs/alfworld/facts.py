@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from envs.alfworld.rooms import catalogue
+
 NOTHING_HAPPENS = "Nothing happens."
 
 _NAME = r"[a-z]+ \d+"
@@ -76,23 +78,6 @@ class EpisodeFacts:
     events: tuple[Event, ...]
     ineffective: tuple[int, ...]
 
-    def first_seen(self, class_name: str) -> dict[str, tuple[str, int]]:
-        """Each object of a class to the receptacle that it was first seen in and the step at which that was read."""
-        seen: dict[str, tuple[str, int]] = {}
-        for index, sighting in self.sightings:
-            for name in sighting.contents:
-                if class_of(name) == class_name:
-                    seen.setdefault(name, (sighting.receptacle, index))
-        return seen
-
-    def searched(self) -> tuple[str, ...]:
-        """The receptacles whose contents were seen, in order."""
-        return tuple(dict.fromkeys(seen.receptacle for _, seen in self.sightings if not seen.closed))
-
-    def of_kind(self, kind: str) -> tuple[Event, ...]:
-        """The events of one kind, in order."""
-        return tuple(event for event in self.events if event.kind == kind)
-
 
 def parse_goal(goal: str) -> GoalParts | None:
     """The parts of a templated goal, or None for one in free words (a person's annotation)."""
@@ -124,16 +109,18 @@ def parse_sighting(observation: str) -> Sighting | None:
     return Sighting(found[1], closed=True) if found else None
 
 
-def parse_receptacles(observation: str) -> tuple[str, ...]:
-    """The receptacles that the first observation of an episode lists."""
-    found = re.search(r"Looking quickly around you, you see ([^.]*)\.", observation)
-    return _names(found[1]) if found else ()
-
-
 def parse_admissible_receptacles(admissible: Sequence[str]) -> tuple[str, ...]:
     """The receptacles that the agent can go to now."""
     return tuple(action.removeprefix("go to ") for action in admissible if action.startswith("go to "))
 
+
+def held_object(admissible: Sequence[str]) -> str:
+    """The object that the agent holds, or empty: of all objects, the game offers to examine only that one."""
+    examined = (action.removeprefix("examine ") for action in admissible if action.startswith("examine "))
+    return next((name for name in examined if class_of(name) not in _RECEPTACLE_CLASSES), "")
+
+
+_RECEPTACLE_CLASSES = frozenset({"toaster", "paintinghanger", *(name.lower() for name in catalogue().holds)})
 
 _ANSWERS = (
     ("take", re.compile(rf"You pick up the (?P<object>{_NAME}) from the (?P<receptacle>{_NAME})\.")),

@@ -22,7 +22,8 @@ TASK_TYPES = (
     "pick_cool_then_place_in_recep",
     "pick_two_obj_and_place",
 )
-_GOAL = re.compile(r'"(Your task is to: (?:[^"\\]|\\.)*)"')
+TASK_PREFIX = "Your task is to: "
+_TASK_SENTENCE = re.compile(rf'"({TASK_PREFIX}(?:[^"\\]|\\.)*)"')
 # Sentences that tell the grammar of alfworld 0.4 from that of older releases, which play by other commands.
 _GRAMMAR_MARKS = ('"move {o} to {r}"', "You move the {o.name} to the {r.name}.", "You arrive at {r.name}.")
 
@@ -91,11 +92,11 @@ def _is_playable(traj_data: Path, root: Path) -> bool:
 
 
 def _goal_text(grammar: str) -> str:
-    found = _GOAL.search(grammar)
+    found = _TASK_SENTENCE.search(grammar)
     if found is None:
         raise ValueError("its grammar states no task")
     sentence = json.loads(f'"{found.group(1)}"')
-    return sentence.removeprefix("Your task is to: ").removesuffix(".")
+    return sentence.removeprefix(TASK_PREFIX).removesuffix(".")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 
+from envs.alfworld.facts import held_object
+from envs.alfworld.games import TASK_PREFIX
 from envs.alfworld.text import BANNER
 from envs.base import PromptView
 
-_TASK_SENTENCE = re.compile(r"\n\nYour task is to: .*\Z", re.DOTALL)
+_TASK_SENTENCE = re.compile(rf"\n\n{TASK_PREFIX}.*\Z", re.DOTALL)
 _CJK = re.compile(r"[\u4e00-\u9fff]")
 _FALLBACK_CHARACTERS = 30
 # Of no use to a small model: they tell nothing that the prompt does not show.
@@ -76,6 +78,9 @@ def _compact(view: PromptView, episode_skill: str, step_skill: str) -> str:
         lines.append(f"skill: {episode_skill}")
     lines += [f"{_terse(observation)} > {action}" for observation, action in view.history]
     lines.append(_terse(view.observation))
+    held = held_object(view.admissible)
+    if held:
+        lines.append(f"holding: {held}")
     lines.append(", ".join(action for action in view.admissible if action.split()[0] not in _COMPACT_OMITS))
     if step_skill:
         lines.append(f"hint: {step_skill}")
@@ -89,6 +94,7 @@ def _plain(observation: str) -> str:
 
 _TERSE_FORMS = (
     (re.compile(r"You are in the middle of a room\..*", re.DOTALL), "start"),
+    (re.compile(r"Available commands:.*", re.DOTALL), "help"),
     (re.compile(r"You arrive at [^.]*\. "), ""),
     (re.compile(r"You open the [^.]*\. "), ""),
     (re.compile(r"The ([^.]*) is open\. In it, you see ([^.]*)\."), r"\1: \2"),

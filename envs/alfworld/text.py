@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from envs.alfworld.games import TASK_PREFIX
 from envs.alfworld.rules import Operation, Scene, State
 
 BANNER = "-= Welcome to TextWorld, ALFRED! =-"
 NOTHING_HAPPENS = "Nothing happens."
-TASK = "Your task is to: {goal}."
 
 _HELP = """Available commands:
   look:                             look around your current location
@@ -33,7 +33,7 @@ def intro(scene: Scene, state: State, goal: str) -> str:
         view = _facing(scene, state)
     else:
         view = _middle_of_room([f"a {scene.names[receptacle]}" for receptacle, _ in scene.receptacles])
-    return f"{BANNER}\n\n{view}\n\n{TASK.format(goal=goal)}"
+    return f"{BANNER}\n\n{view}\n\n{TASK_PREFIX}{goal}."
 
 
 def feedback(scene: Scene, state: State, operation: Operation) -> str:

@@ -9,6 +9,8 @@ import pytest
 
 from envs.alfworld.engine import NativeEngine, Turn
 from envs.alfworld.games import TASK_TYPES, list_games, task_type
+from envs.alfworld.rooms import DATA
+from tests.envs.alfworld.test_engine import PROBLEM, TRANSCRIPT
 from tools.make_alfworld_games import make_games
 
 pytest.importorskip("alfworld", reason="the oracle needs the extra alfworld")
@@ -110,6 +112,20 @@ def test_equals_official_engine_on_200_games(tmp_path):
         for path in list_games(str(out), "train") + list_games(str(out), "valid_unseen"):
             play(pair, path, rng, num_random=30, adversarial_share=0.25)
     assert pair.num_steps > 3500
+
+
+def test_the_transcript_of_the_engine_tests(tmp_path):
+    data = {
+        "pddl_domain": (DATA / "alfred.pddl").read_text(),
+        "grammar": (DATA / "alfred.twl2").read_text().replace("UNKNOWN GOAL", "cool some potato"),
+        "pddl_problem": PROBLEM,
+    }
+    path = tmp_path / "game.tw-pddl"
+    path.write_text(json.dumps(data))
+    pair = Pair()
+    pair.load(path)
+    assert [pair.step(command).text for command, _ in TRANSCRIPT] == [answer for _, answer in TRANSCRIPT]
+    assert pair.step("look").won
 
 
 def rewrite(path: Path, out: Path, *replacements: tuple[str, str], goal: str = "") -> Path:
