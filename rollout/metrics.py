@@ -57,16 +57,11 @@ def summarize(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def cost(tally: Tally, num_response_tokens: float, engine_busy_s: float | None) -> dict[str, float]:
-    """Time and events of a collection that ends now.
-
-    `annotator_exposed_s` is what the annotator kept waiting for after the last episode had ended.
-    """
-    ended_s = time.perf_counter()
-    seconds = ended_s - tally.started_s
+    """Time and events of a collection that ends now."""
+    seconds = time.perf_counter() - tally.started_s
     metrics = {
         "seconds": seconds,
         "response_tokens_per_s": num_response_tokens / seconds,
-        "annotator_exposed_s": ended_s - tally.last_episode_end_s,
         "num_replays": tally.num_replays,
         "num_annotator_errors": tally.num_annotator_errors,
         "num_failures/environment": tally.num_failures["environment"],

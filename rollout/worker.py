@@ -132,6 +132,8 @@ class RolloutWorker:
         self.metrics = summarize(trajectories)
         busy_s = None if busy_before_s is None else self._engine.busy_s - busy_before_s
         self.metrics |= cost(tally, self.metrics["response_tokens"], busy_s)
+        if annotator is not None:
+            self.metrics["annotator_exposed_s"] = time.perf_counter() - tally.last_episode_end_s
         self.metrics["num_environment_restarts"] = self.environments.num_restarts
         if trajectories and all(trajectory.failure for trajectory in trajectories):
             raise RolloutError(f"all {len(trajectories)} episodes failed, the first by {trajectories[0].failure}")
