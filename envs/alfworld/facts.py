@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from envs.alfworld.rooms import catalogue
-
-NOTHING_HAPPENS = "Nothing happens."
+from envs.alfworld.text import NOTHING_HAPPENS
 
 _NAME = r"[a-z]+ \d+"
 _GOALS = (

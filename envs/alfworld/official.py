@@ -37,7 +37,7 @@ class OfficialEngine:
         return self._turn(self._environment.step(command)[0])
 
     def close(self) -> None:
-        """Release the planner's library."""
+        """End the game. The planner's library stays loaded until the process ends."""
         self._environment.close()
 
     def _turn(self, state) -> Turn:

@@ -98,6 +98,7 @@ class State:
         return sorted(thing for _, thing in self.facts["holds"])
 
     def true(self, predicate: str, *arguments: str) -> bool:
+        """Whether a fact holds now."""
         return arguments in self.facts.get(predicate, ())
 
     def contents(self, receptacle: str) -> list[str]:
