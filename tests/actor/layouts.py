@@ -26,7 +26,7 @@ LAYOUTS = {
     "one_plain": Layout(1, {"distributed_optimizer": False}),
     "one_recompute_full": Layout(1, {"recompute": "full"}),
     "one_recompute_selective": Layout(1, {"recompute": "selective"}),
-    "tp2": Layout(2, TP2, ("qwen3_tied", "qwen2_untied")),
+    "tp2": Layout(2, TP2),
     "tp2_sp": Layout(2, TP2 | SP, ("qwen3_tied", "qwen2_untied")),
     "tp2_sp_recompute": Layout(2, TP2 | SP | {"recompute": "full"}),
     "pp2": Layout(2, PP2, ("qwen3_tied", "qwen2_untied")),

@@ -1,0 +1,64 @@
+"""Each launch of ranks runs once per session; the tests compare what it wrote."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.actor.launch import start, wait
+from tests.actor.tiny_models import write_models
+
+LAUNCH_TIMEOUT_S = 240
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models")
+    write_models(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def one_rank(models: Path) -> dict[str, Any]:
+    kill_while_saving(models)
+    return launch("one_rank", 1, models)
+
+
+@pytest.fixture(scope="session")
+def two_ranks(models: Path) -> dict[str, Any]:
+    return launch("two_ranks", 2, models)
+
+
+@pytest.fixture(scope="session")
+def four_ranks(models: Path) -> dict[str, Any]:
+    return launch("four_ranks", 4, models)
+
+
+def launch(case_set: str, num_ranks: int, models: Path) -> dict[str, Any]:
+    logs = models / f"logs_{case_set}"
+    logs.mkdir()
+    results = models / f"{case_set}.json"
+    processes = start("tests.actor.rank_main", num_ranks, case_set, str(models), str(results), log_dir=logs)
+    wait(processes, LAUNCH_TIMEOUT_S, logs)
+    return json.loads(results.read_text())
+
+
+def kill_while_saving(models: Path) -> None:
+    """SIGKILL a process that saves checkpoint after checkpoint while it writes one later than the second."""
+    logs = models / "logs_killed"
+    logs.mkdir()
+    (process,) = start("tests.actor.rank_main", 1, "save_forever", str(models), "unused", log_dir=logs)
+    checkpoints = models / "checkpoints_killed"
+    deadline = time.monotonic() + LAUNCH_TIMEOUT_S
+    try:
+        while not ((checkpoints / "step_2").exists() and any(checkpoints.glob("step_*.tmp/megatron/*.distcp"))):
+            assert process.poll() is None, (logs / "rank_0.log").read_text()[-3000:]
+            assert time.monotonic() < deadline, "nothing was saved"
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.wait()

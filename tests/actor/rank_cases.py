@@ -1,0 +1,224 @@
+"""What every rank of the layout tests runs: many cases in one process group."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+
+from megatron_opid.actor.actor import Actor
+from megatron_opid.actor.checkpoint import CheckpointError, latest_checkpoint
+from megatron_opid.actor.samples import PolicySample, ScoreRequest, TokenSequence
+from megatron_opid.algorithm.losses import LossCoefficients
+from megatron_opid.config import ActorConfig, OptimizerConfig
+from megatron_opid.weights.hf import HfWeights
+from megatron_opid.weights.hf_config import parse_hf_config, read_hf_config
+from tests.actor.layouts import LAYOUTS, TEMPERATURE
+from tests.actor.tiny_models import VOCAB_SIZE, make_sequences
+
+COEFFICIENTS = LossCoefficients(kl=0.01, entropy=0.01, distillation=0.1)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1, schedule="cosine", warmup_steps=2)
+NUM_UPDATES = 4
+
+
+@contextmanager
+def actor_of(models: Path, model: str, **options: Any) -> Iterator[Actor]:
+    options = {"device": "cpu", "precision": "fp32", "tokens_per_micro_batch": 80} | options
+    actor = Actor(
+        ActorConfig(model=str(models / model), **options),
+        OPTIMIZER,
+        num_training_steps=10,
+        temperature=TEMPERATURE,
+        with_reference=True,
+        timeout_s=120,
+    )
+    try:
+        yield actor
+    finally:
+        actor.close()
+
+
+def score_policy(actor: Actor, sequences: list[TokenSequence]) -> list[np.ndarray]:
+    return actor.score([ScoreRequest(sequence) for sequence in sequences])
+
+
+def make_samples(actor: Actor, count: int = 11) -> list[PolicySample]:
+    """Samples with every term; old log-probs as `score` gives them."""
+    sequences = make_sequences(count)
+    scores = score_policy(actor, sequences)
+    generator = np.random.default_rng(1)
+    total = sum(map(len, scores))
+    return [
+        PolicySample(
+            sequence=sequence,
+            old_logprobs=old,
+            advantages=generator.normal(size=len(old)),
+            reference_logprobs=old + generator.normal(size=len(old)) * 0.1,
+            correction=generator.uniform(0.5, 1.5, len(old)),
+            teacher_delta=generator.normal(size=len(old)),
+            distillation_weights=np.full(len(old), 1 / total),
+        )
+        for sequence, old in zip(sequences, scores, strict=True)
+    ]
+
+
+def train(actor: Actor, samples: list[PolicySample], num_updates: int) -> list[dict[str, float]]:
+    return [actor.update(samples, COEFFICIENTS, aggregation="seq-mean-token-mean") for _ in range(num_updates)]
+
+
+def layout_case(models: Path, model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Scores, export, four updates, scores of old and new weights, one SFT update."""
+    with actor_of(models, model, **options) as actor:
+        sequences = make_sequences(11)
+        scores = score_policy(actor, sequences)
+        export_is_bitwise = export_equals_file(actor, models / model)
+        updates = train(actor, make_samples(actor), NUM_UPDATES)
+        reference = actor.score([ScoreRequest(sequence, "reference") for sequence in sequences])
+        return {
+            "scores": [score.tolist() for score in scores],
+            "export_is_bitwise": export_is_bitwise,
+            "updates": updates,
+            "reference_is_bitwise": all(map(np.array_equal, scores, reference)),
+            "trained_scores": [score.tolist() for score in score_policy(actor, sequences)],
+            "sft": actor.update_sft(sequences),
+        }
+
+
+def export_equals_file(actor: Actor, directory: Path) -> bool:
+    source = HfWeights(directory, parse_hf_config(read_hf_config(directory)))
+    equal = {name: torch.equal(tensor, source.get(name)) for name, tensor in actor.export()}
+    with safe_open(directory / "model.safetensors", framework="pt") as file:
+        return all(equal.values()) and set(equal) == set(file.keys())
+
+
+def mixed_pass_case(models: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Old log-probs of two updates, teachers and reference in one call; the second update is made first."""
+    with actor_of(models, "qwen3_tied", **options) as actor:
+        sequences, teachers = make_sequences(14), make_sequences(9, seed=5)
+        requests = [ScoreRequest(sequence, batch=index // 7) for index, sequence in enumerate(sequences)]
+        requests += [ScoreRequest(sequence, batch=2) for sequence in teachers]
+        requests += [ScoreRequest(sequence, "reference", batch=index // 7) for index, sequence in enumerate(sequences)]
+        scores = actor.score(requests)
+        samples = [
+            PolicySample(sequence, old, np.ones(len(old)), reference_logprobs=reference)
+            for sequence, old, reference in zip(sequences, scores[:14], scores[23:], strict=True)
+        ]
+        update = actor.update(samples[7:], COEFFICIENTS)
+        return {"update": update, "teacher_scores": [score.tolist() for score in scores[14:23]]}
+
+
+def resume_case(models: Path, directory: Path, saved: dict[str, Any], resumed: dict[str, Any]) -> dict[str, Any]:
+    """Two updates, save, two more; and the last two again from the checkpoint in another actor."""
+    with actor_of(models, "qwen3_tied", **saved) as actor:
+        samples = make_samples(actor)
+        train(actor, samples, 2)
+        actor.save(directory, 2, {"cursor": 17, "names": ["a"]})
+        uninterrupted = train(actor, samples, 2)
+        weights = {name: tensor.clone() for name, tensor in actor.export()}
+    with actor_of(models, "qwen3_tied", **resumed) as actor:
+        trainer_state = actor.load(latest_checkpoint(directory))
+        continued = train(actor, samples, 2)
+        differences = [float((weights[name] - tensor).abs().max()) for name, tensor in actor.export()]
+    return {
+        "trainer_state": trainer_state,
+        "uninterrupted": uninterrupted,
+        "continued": continued,
+        "max_weight_difference": max(differences),
+    }
+
+
+def bf16_case(models: Path, options: dict[str, Any]) -> dict[str, Any]:
+    with actor_of(models, "qwen3_tied", precision="bf16", **options) as actor:
+        return {"updates": train(actor, make_samples(actor), 2)}
+
+
+def vocabulary_case(models: Path) -> dict[str, Any]:
+    """Log-probs of every token after one context, and whether large values in the padding columns change them."""
+    with actor_of(models, "qwen3_untied") as actor:
+        context = make_sequences(1)[0].prompt_ids
+        everything = [TokenSequence(context, np.array([token])) for token in range(VOCAB_SIZE)]
+        before = score_policy(actor, everything)
+        with torch.no_grad():
+            for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+                actor._parameters.tensors[name][VOCAB_SIZE:] = 100.0
+        unchanged = all(map(np.array_equal, before, score_policy(actor, everything)))
+        return {"logprobs": np.concatenate(before).tolist(), "padding_has_no_effect": unchanged}
+
+
+def directories_case(models: Path) -> dict[str, Any]:
+    """An HF export; checkpoints of which the newest are kept; one of another model, and those that a kill left."""
+    results: dict[str, Any] = {}
+    with actor_of(models, "qwen3_untied") as actor:
+        actor.save_hf(models / "exported")
+        actor.save(models / "checkpoints_untied", 1, {})
+    with actor_of(models, "qwen3_tied") as actor:
+        try:
+            actor.load(latest_checkpoint(models / "checkpoints_untied"))
+        except CheckpointError as error:
+            results["refusal"] = str(error)
+        for step in (9, 10, 11):
+            actor.save(models / "checkpoints_kept", step, {"step": step}, keep=2)
+        results["kept"] = sorted(path.name for path in (models / "checkpoints_kept").iterdir())
+        results["after_kill"] = actor.load(latest_checkpoint(models / "checkpoints_killed"))
+        results["after_kill_update"] = train(actor, make_samples(actor), 1)
+    return results
+
+
+def save_forever(models: Path) -> None:
+    """Saves until it is killed."""
+    with actor_of(models, "qwen3_tied") as actor:
+        for step in itertools.count(1):
+            actor.save(models / "checkpoints_killed", step, {"step": step})
+
+
+def layout_cases(models: Path, num_ranks: int) -> dict[str, Any]:
+    results = {}
+    for name, layout in LAYOUTS.items():
+        for model in layout.models if layout.num_ranks == num_ranks else ():
+            results[f"{name}/{model}"] = agree_on_all_ranks(layout_case(models, model, layout.options))
+    return results
+
+
+def agree_on_all_ranks(result: Any) -> Any:
+    """Every rank must have got the same result, bit for bit."""
+    gathered = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, json.dumps(result))
+    if len(set(gathered)) > 1:
+        raise AssertionError(f"ranks disagree: {gathered}")
+    return result
+
+
+def one_rank(models: Path) -> dict[str, Any]:
+    cases = {"vocabulary": vocabulary_case(models), "directories": directories_case(models)}
+    return cases | layout_cases(models, 1)
+
+
+def two_ranks(models: Path) -> dict[str, Any]:
+    tp2, dp2, plain = (LAYOUTS[name].options for name in ("tp2_sp", "dp2", "dp2_plain"))
+    cases = {
+        "resume_same_layout": resume_case(models, models / "resume_same", tp2, tp2),
+        "resume_tp2_as_dp2": resume_case(models, models / "resume_dp2", tp2, dp2),
+        "resume_without_distributed_optimizer": resume_case(models, models / "resume_plain", plain, plain),
+        "mixed_pass": mixed_pass_case(models, LAYOUTS["pp2"].options),
+        "bf16_dp2": bf16_case(models, dp2),
+        "bf16_tp2": bf16_case(models, tp2),
+    }
+    return cases | layout_cases(models, 2)
+
+
+def four_ranks(models: Path) -> dict[str, Any]:
+    """`few_samples`: three samples on four data-parallel ranks leave one of them an empty micro-batch."""
+    with actor_of(models, "qwen3_tied") as actor:
+        few = train(actor, make_samples(actor, 3), 2)
+    return {"few_samples": agree_on_all_ranks(few)} | layout_cases(models, 4)
+
+
+CASE_SETS = {"one_rank": one_rank, "two_ranks": two_ranks, "four_ranks": four_ranks, "save_forever": save_forever}

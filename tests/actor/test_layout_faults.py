@@ -1,0 +1,52 @@
+"""All faults of a layout at once, found without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from megatron_opid.actor.layout import layout_faults
+from megatron_opid.config import ActorConfig
+from tests.weights.test_hf_config import QWEN3
+
+
+def test_a_layout_that_fits() -> None:
+    config = ActorConfig(tensor_parallel=4, pipeline_parallel=2, virtual_pipeline_parallel=2, sequence_parallel=True)
+    assert layout_faults(config, QWEN3, world_size=16, tokenizer_size=151669) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "world_size", "message"),
+    [
+        ({"tensor_parallel": 3}, 3, "actor.tensor_parallel=3 does not divide the model's num_attention_heads=16"),
+        ({"tensor_parallel": 16}, 16, "does not divide the model's num_key_value_heads=8"),
+        ({"pipeline_parallel": 3}, 3, "does not divide the model's num_hidden_layers=28"),
+        ({"pipeline_parallel": 4, "virtual_pipeline_parallel": 2}, 4, "= 8 does not divide"),
+        ({"virtual_pipeline_parallel": 2}, 1, "needs actor.pipeline_parallel > 1"),
+        ({"tensor_parallel": 2}, 3, "3 ranks cannot be divided by"),
+        ({"sequence_parallel": True}, 1, "needs actor.tensor_parallel > 1"),
+        ({"context_parallel": 2}, 2, "actor.context_parallel=2 is not built"),
+        ({"expert_parallel": 2}, 2, "has no experts"),
+    ],
+)
+def test_refusals(options: dict, world_size: int, message: str) -> None:
+    faults = layout_faults(ActorConfig(**options), QWEN3, world_size)
+    assert any(message in fault for fault in faults), faults
+
+
+def test_every_fault_is_reported() -> None:
+    config = ActorConfig(tensor_parallel=3, pipeline_parallel=5, sequence_parallel=True)
+    assert len(layout_faults(config, QWEN3, world_size=7, tokenizer_size=200000)) == 6
+
+
+def test_a_model_that_is_not_built_is_reported_with_the_layout() -> None:
+    faults = layout_faults(ActorConfig(context_parallel=2), QWEN3 | {"model_type": "mamba"}, 2)
+    assert len(faults) == 2
+
+
+def test_imports_neither_torch_nor_megatron() -> None:
+    code = "import sys, megatron_opid.actor.layout; print([m for m in ('torch', 'megatron.core') if m in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "[]"
