@@ -137,7 +137,7 @@ class ActorConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     distributed_optimizer: bool = True
     overlap_communication: bool = False
-    head: Literal["auto", "torch", "triton"] = "auto"  # the back end of kernels/linear_logprob
+    head: Literal["auto", "torch", "triton", "cuda"] = "auto"  # the back end of kernels/linear_logprob
     deterministic: bool = True
 
 

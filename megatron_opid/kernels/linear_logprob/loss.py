@@ -22,7 +22,7 @@ def logprobs(
     logprob = torch.empty(len(hidden), dtype=accumulation_dtype(hidden), device=hidden.device)
     entropy = torch.empty_like(logprob) if with_entropy else None
     for chunk in head.chunks(hidden, targets, temperature):
-        _, statistics = head.forward(chunk, with_entropy, keep=False)
+        statistics = head.forward(chunk, with_entropy, keep=False)[1]  # the logits are let go here
         logprob[chunk.rows] = statistics.logprob
         if entropy is not None:
             entropy[chunk.rows] = statistics.entropy
