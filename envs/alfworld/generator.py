@@ -16,7 +16,7 @@ from envs.alfworld.layout import APPLIANCES, Goal, Layout, Level, Thing, draw_la
 from envs.alfworld.names import display_names
 from envs.alfworld.problem import Problem, parse_problem
 from envs.alfworld.problem_text import pddl_name, problem_text
-from envs.alfworld.rooms import DATA, catalogue
+from envs.alfworld.rooms import DATA, Catalogue, catalogue
 
 _GOAL_TEXTS = {
     "pick_and_place_simple": ("put a {target} in {destination}", "put some {target} on {destination}"),
@@ -48,14 +48,14 @@ class GeneratedGame:
     signature: tuple[Any, ...]
 
 
-def generate_game(rng: Random, task_type: str, rooms: Sequence[int], level: Level) -> GeneratedGame:
+def generate_game(rng: Random, shelves: Catalogue, task_type: str, rooms: Sequence[int], level: Level) -> GeneratedGame:
     """Draw one game and prove it: the plan is played in the native engine and wins with its last command only.
 
     Raises:
         ValueError: no room of `rooms` can host the task type.
         AssertionError: the plan does not win; a fault of this module.
     """
-    layout = draw_layout(rng, catalogue(), task_type, rooms, level)
+    layout = draw_layout(rng, shelves, task_type, rooms, level)
     goal = _goal_text(rng, layout.goal)
     text = problem_text(layout, catalogue())
     problem = parse_problem(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -110,7 +110,7 @@ def sources(catalogue: Catalogue, room: Room, goal: Goal) -> list[str]:
     return [place for place in places if place != goal.destination]
 
 
-def ranked(catalogue: Catalogue, thing: str, receptacles: Sequence[str]) -> list[str]:
+def ranked(catalogue: Catalogue, thing: str, receptacles: Collection[str]) -> list[str]:
     """The classes among `receptacles` that `thing` may start in: its homes first, in their order, then the others."""
     homes = [place for place in catalogue.homes[thing] if place in receptacles]
     return homes + sorted(place for place in receptacles if place not in homes and catalogue.may_hold(place, thing))
@@ -150,6 +150,7 @@ def _draw_receptacles(rng: Random, catalogue: Catalogue, room: Room, goal: Goal,
 def _draw_places(
     rng: Random, catalogue: Catalogue, room: Room, goal: Goal, receptacles: Sequence[Thing], level: Level
 ) -> tuple[tuple[Thing, Thing], ...]:
+    """Where every object starts; a class that fits nowhere is left out, and no target starts where it shall end."""
     kinds = {receptacle.kind for receptacle in receptacles}
     fixed = {goal.target, goal.lamp} - {""}
     others = [kind for kind in room.objects if kind not in fixed | {LAMP}]
@@ -157,12 +158,12 @@ def _draw_places(
     num_others = max(0, rng.randint(*level.classes) - len(fixed))
     places = []
     for kind in [*sorted(fixed), *others[:num_others]]:
-        homes = ranked(catalogue, kind, [name for name in kinds if kind != goal.target or name != goal.destination])
-        count = 1 if kind == LAMP else max(goal.count if kind == goal.target else 1, rng.randint(1, level.instances))
+        needed = goal.count if kind == goal.target else 1
+        count = 1 if kind == LAMP else max(needed, rng.randint(1, level.instances))
+        homes = ranked(catalogue, kind, kinds - {goal.destination} if kind == goal.target else kinds)
         if homes:
-            places += [
-                (Thing(_identifier(rng, kind), kind), _draw_place(rng, receptacles, homes)) for _ in range(count)
-            ]
+            for _ in range(count):
+                places.append((Thing(_identifier(rng, kind), kind), _draw_place(rng, receptacles, homes)))
     return tuple(places)
 
 

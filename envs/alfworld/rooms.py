@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +36,21 @@ class Catalogue:
     movable_receptacles: frozenset[str]
     properties: Mapping[str, frozenset[str]]
     rooms: Mapping[int, Room]
+
+    def with_objects(self, classes: Collection[str]) -> Catalogue:
+        """The same rooms with only these object classes in them.
+
+        Raises:
+            ValueError: a class that no room has.
+        """
+        unknown = set(classes) - {name for room in self.rooms.values() for name in room.objects}
+        if unknown:
+            raise ValueError(f"no room has {', '.join(sorted(unknown))}; object classes are {', '.join(self.homes)}")
+        kept = {
+            number: replace(room, objects=tuple(name for name in room.objects if name in classes))
+            for number, room in self.rooms.items()
+        }
+        return replace(self, rooms=kept)
 
     def may_hold(self, receptacle: str, thing: str) -> bool:
         """Whether an object class may start in a receptacle class. Lamps stand where their homes say."""
