@@ -25,9 +25,17 @@ UNSEEN_ROOMS = (10, 219, 308, 424)  # those of ALFRED's unseen validation split
 
 
 def make_games(
-    out: Path, *, seed: int, counts: dict[str, int], difficulty: int, task_types: Sequence[str] = TASK_TYPES
+    out: Path,
+    *,
+    seed: int,
+    counts: dict[str, int],
+    difficulty: int,
+    task_types: Sequence[str] = TASK_TYPES,
+    objects: Sequence[str] = (),
 ) -> int:
     """Write `counts[split]` games of each split under out/json_2.1.1, task types in turn; returns the number written.
+
+    `objects` are the object classes that occur; none given: all.
 
     Raises:
         ValueError: `out` already holds games, or an argument is out of range.
@@ -36,6 +44,7 @@ def make_games(
         raise ValueError(f"{out / LAYOUT} exists; choose another --out or remove it")
     if not 0 <= difficulty < len(LEVELS):
         raise ValueError(f"--difficulty {difficulty} is not between 0 and {len(LEVELS) - 1}")
+    shelves = catalogue().with_objects(objects) if objects else catalogue()
     rng = Random(seed)
     known: set[tuple] = set()
     partial = out / f".{LAYOUT}.partial"  # renamed when complete, so that a killed run leaves no half data set
@@ -45,9 +54,9 @@ def make_games(
         rooms = [number for number in catalogue().rooms if (number in UNSEEN_ROOMS) == (split == "valid_unseen")]
         for index in range(count):
             task_type = task_types[index % len(task_types)]
-            game = generate_game(rng, task_type, rooms, LEVELS[difficulty])
+            game = generate_game(rng, shelves, task_type, rooms, LEVELS[difficulty])
             while game.signature in known:
-                game = generate_game(rng, task_type, rooms, LEVELS[difficulty])
+                game = generate_game(rng, shelves, task_type, rooms, LEVELS[difficulty])
             known.add(game.signature)
             write_game(partial / split, game, f"trial_T{seed:08d}_{index:06d}")
     partial.rename(out / LAYOUT)
@@ -63,12 +72,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--valid-unseen", type=int, default=128, help="number of games")
     parser.add_argument("--difficulty", type=int, default=3, help="0 (6-8 receptacles) to 3 (whole rooms)")
     parser.add_argument("--task-types", nargs="+", choices=TASK_TYPES, default=TASK_TYPES)
+    parser.add_argument("--objects", nargs="+", default=(), metavar="CLASS", help="object classes, as Mug; default all")
     args = parser.parse_args(arguments)
     counts = {"train": args.train, "valid_seen": args.valid_seen, "valid_unseen": args.valid_unseen}
     start_s = time.monotonic()
     try:
         total = make_games(
-            args.out, seed=args.seed, counts=counts, difficulty=args.difficulty, task_types=args.task_types
+            args.out,
+            seed=args.seed,
+            counts=counts,
+            difficulty=args.difficulty,
+            task_types=args.task_types,
+            objects=args.objects,
         )
     except ValueError as error:
         print(f"make_alfworld_games: {error}", file=sys.stderr)
