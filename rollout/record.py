@@ -14,7 +14,7 @@ def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
     """Write a file whole or not at all: a crash leaves what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    text = "".join(to_json(trajectory) + "\n" for trajectory in trajectories).encode()
+    text = "".join(to_json(trajectory) + "\n" for trajectory in trajectories).encode(errors="backslashreplace")
     with partial.open("wb") as file:
         file.write(gzip.compress(text, compresslevel=6, mtime=0) if path.name.endswith(".gz") else text)
         file.flush()

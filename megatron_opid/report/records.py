@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from megatron_opid.metrics import CONFIG_FILE, METRICS_FILE, finite_or_none, read_metrics, write_atomically
-from rollout.trajectory import Trajectory, from_json, to_json
+from rollout.trajectory import Trajectory, from_json
 
 TRAJECTORIES_DIR = "trajectories"
 _SIGNIFICANT_DIGITS = 6
@@ -80,11 +80,6 @@ def trajectories_path(run_dir: str | Path, step: int) -> Path:
 def token_scores_path(run_dir: str | Path, step: int) -> Path:
     """Where the token scores of training step `step` are kept."""
     return Path(run_dir) / TRAJECTORIES_DIR / f"step_{step:06d}.tokens.jsonl"
-
-
-def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
-    """Write one trajectory per line, atomically."""
-    write_atomically(path, "".join(to_json(trajectory) + "\n" for trajectory in trajectories))
 
 
 def write_token_scores(path: Path, records: Iterable[TokenScores]) -> None:

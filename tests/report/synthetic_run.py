@@ -13,8 +13,8 @@ from megatron_opid.report.records import (
     token_scores_path,
     trajectories_path,
     write_token_scores,
-    write_trajectories,
 )
+from rollout.record import write_trajectories
 from rollout.trajectory import HindsightSkills, Step, Trajectory
 
 HOSTILE = (
