@@ -12,12 +12,14 @@ from torch import Tensor
 
 from megatron_opid.actor import parallel
 from megatron_opid.actor.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
+from megatron_opid.actor.checkpoint_directory import identity
 from megatron_opid.actor.head import HeadSettings
 from megatron_opid.actor.model import build_model, transformer_config
 from megatron_opid.actor.optimizer import build_optimizer, gather_parameters, wrap_for_data_parallel
+from megatron_opid.actor.packing import Packer
 from megatron_opid.actor.parameters import RankParameters
 from megatron_opid.actor.samples import PolicySample, ScoreRequest, TokenSequence
-from megatron_opid.actor.scoring import Packer, score_batches
+from megatron_opid.actor.scoring import score_batches
 from megatron_opid.actor.update import policy_update, sft_update
 from megatron_opid.algorithm.losses import LossCoefficients
 from megatron_opid.config import ActorConfig, OptimizerConfig, resolve_model
@@ -139,7 +141,7 @@ class Actor:
             return save_checkpoint(directory, step, self._checkpoint_state(), trainer_state, keep)
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Resume from a checkpoint of any layout (see checkpoint.latest_checkpoint); returns its trainer state."""
+        """Resume from a checkpoint of any layout (see checkpoint_directory); returns its trainer state."""
         with parallel.device_context(self._device):
             return load_checkpoint(path, self._checkpoint_state())
 
@@ -151,18 +153,8 @@ class Actor:
             raise ValueError("this actor keeps no reference weights; build it with with_reference=True")
         with parallel.device_context(self._device):
             gather_parameters(self._chunks)
-        policy = self._parameters.snapshot()
-        self._parameters.restore(self._reference)
-        try:
+        with self._parameters.exchanged(self._reference):
             return self._score_with("policy", batches)
-        finally:
-            self._parameters.restore(policy)
 
     def _checkpoint_state(self) -> CheckpointState:
-        return CheckpointState(
-            shape=self._shape,
-            precision=self._config.precision,
-            distributed_optimizer=self._config.distributed_optimizer,
-            chunks=self._chunks,
-            optimizer=self._optimizer,
-        )
+        return CheckpointState(identity(self._shape, self._config), self._chunks, self._optimizer)

@@ -56,8 +56,8 @@ def transformer_config(shape: ModelShape, actor: ActorConfig, device: torch.devi
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=shape.initializer_range,
-        # Every weight is loaded, but only initialisation marks which parameters tensor parallelism splits; without it the
-        # gradient norm silently leaves out what the other ranks hold.
+        # Every weight is loaded, but only initialisation marks which parameters tensor parallelism splits; without it
+        # the gradient norm silently leaves out what the other ranks hold.
         perform_initialization=True,
         use_cpu_initialization=device.type == "cpu",
         params_dtype=dtype,

@@ -52,7 +52,7 @@ def wrap_for_data_parallel(chunks: Sequence[PolicyModel], actor: ActorConfig) ->
 
 
 def gather_parameters(chunks: Sequence[DistributedDataParallel]) -> None:
-    """Finish the last update where its all-gather waits for the next forward pass: before weights are read or swapped."""
+    """Before weights are read or swapped: finish an update whose all-gather waits for the next forward pass."""
     for chunk in chunks:
         if chunk.ddp_config.overlap_param_gather:
             chunk.start_param_sync(force_sync=True)

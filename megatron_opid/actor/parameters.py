@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -59,11 +60,21 @@ class RankParameters:
         """A copy of every parameter in host memory (pinned where a GPU reads it)."""
         return {name: _to_host(tensor) for name, tensor in self.tensors.items()}
 
+    @contextmanager
+    def exchanged(self, snapshot: dict[str, Tensor]) -> Iterator[None]:
+        """Inside, the parameters hold the snapshot's values and the snapshot theirs: no second copy is kept."""
+        self._exchange(snapshot)
+        try:
+            yield
+        finally:
+            self._exchange(snapshot)
+
     @torch.no_grad()
-    def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Copy a snapshot back, in place."""
+    def _exchange(self, snapshot: dict[str, Tensor]) -> None:
         for name, tensor in self.tensors.items():
-            tensor.copy_(snapshot[name], non_blocking=True)
+            current = tensor.clone()
+            tensor.copy_(snapshot[name])
+            snapshot[name].copy_(current)
 
     def _gather(self, parameter: Parameter, owner: int) -> list[Tensor]:
         group = parallel_state.get_pipeline_model_parallel_group()

@@ -3,46 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from megatron.core import parallel_state
 
 from megatron_opid.actor.head import HeadInput
-from megatron_opid.actor.packing import Plan, pack, plan_micro_batches, sequence_operations
+from megatron_opid.actor.packing import Packer, pack
 from megatron_opid.actor.parallel import sum_over_replicas
 from megatron_opid.actor.pipeline import MicroBatch, run_micro_batches
 from megatron_opid.actor.samples import TokenSequence
-from megatron_opid.weights.hf_config import ModelShape
-
-
-@dataclass(frozen=True)
-class Packer:
-    """How this model's sequences become micro-batches.
-
-    alignment: micro-batch lengths are multiples of it; multiple: so are the numbers of micro-batches per rank.
-    """
-
-    shape: ModelShape
-    tokens_per_micro_batch: int
-    alignment: int
-    multiple: int
-    device: torch.device
-
-    def plan(self, sequences: Sequence[TokenSequence]) -> Plan:
-        """The same plan for the same sequences, on every rank, whether they are scored or learnt from."""
-        return plan_micro_batches(
-            [sequence.num_tokens for sequence in sequences],
-            [sequence_operations(self.shape, sequence) for sequence in sequences],
-            tokens_per_micro_batch=self.tokens_per_micro_batch,
-            num_ranks=parallel_state.get_data_parallel_world_size(),
-            multiple=self.multiple,
-        )
-
-    def own_part(self, sequences: Sequence[TokenSequence]) -> list[tuple[int, ...]]:
-        """The micro-batches of this data-parallel rank, as indices into `sequences`."""
-        return self.plan(sequences)[parallel_state.get_data_parallel_rank()]
 
 
 def score_batches(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -13,11 +13,10 @@ from torch import Tensor
 
 from megatron_opid.actor.head import HeadInput
 from megatron_opid.actor.optimizer import Optimizer
-from megatron_opid.actor.packing import pack
+from megatron_opid.actor.packing import Packer, pack
 from megatron_opid.actor.parallel import is_last_stage, sum_over_replicas
 from megatron_opid.actor.pipeline import MicroBatch, run_micro_batches
 from megatron_opid.actor.samples import PolicySample, TokenSequence
-from megatron_opid.actor.scoring import Packer
 from megatron_opid.algorithm.losses import (
     LossCoefficients,
     PolicyLoss,
@@ -35,10 +34,7 @@ class PolicyObjective:
 
     terms: PolicyTerms
     coefficients: LossCoefficients
-    logprobs: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "logprobs", torch.empty_like(self.terms.old_logprobs))
+    logprobs: Tensor
 
     def __call__(self, logprobs: Tensor, entropy: Tensor | None, rows: slice) -> PolicyLoss:
         self.logprobs[rows] = logprobs.detach()
@@ -86,7 +82,8 @@ def policy_update(
     terms = policy_terms(samples, aggregation)
 
     def objective(indices: Sequence[int]) -> PolicyObjective:
-        return PolicyObjective(_join_terms(terms, indices, packer.device), coefficients)
+        joined = _join_terms(terms, indices, packer.device)
+        return PolicyObjective(joined, coefficients, torch.empty_like(joined.old_logprobs))
 
     sequences = [sample.sequence for sample in samples]
     statistics, objectives = _accumulate_gradients(chunks, optimizer, packer, sequences, objective, with_entropy=True)

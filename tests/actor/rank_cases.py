@@ -15,7 +15,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 
 from megatron_opid.actor.actor import Actor
-from megatron_opid.actor.checkpoint import CheckpointError, latest_checkpoint
+from megatron_opid.actor.checkpoint_directory import CheckpointError, latest_checkpoint
 from megatron_opid.actor.samples import PolicySample, ScoreRequest, TokenSequence
 from megatron_opid.algorithm.losses import LossCoefficients
 from megatron_opid.config import ActorConfig, OptimizerConfig
