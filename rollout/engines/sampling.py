@@ -42,9 +42,8 @@ def sample(logits: Tensor, temperatures: Tensor, top_ps: Tensor, uniforms: Tenso
     total = cdf[:, -1:]
     if not bool(torch.isfinite(total).all()):
         raise RuntimeError("the model returned logits that are not finite; its weights are damaged or have diverged")
-    # The first token whose cumulated weight exceeds u * total; the margin keeps a rounded product below the total.
-    targets = (uniforms * (1 - 2.0**-40))[:, None] * total
-    drawn = torch.searchsorted(cdf, targets, right=True)[:, 0]
+    # The first token whose cumulated weight exceeds u * total: there is one, as u <= 1 - 2^-53 rounds below the total.
+    drawn = torch.searchsorted(cdf, uniforms[:, None] * total, right=True)[:, 0]
     ids = torch.where(greedy, logits.argmax(dim=-1), drawn)
     return ids, logprobs.gather(1, ids[:, None])[:, 0]
 

@@ -118,7 +118,8 @@ def test_processes_play_the_same_episodes():
 )
 def test_a_fault_in_a_process_costs_a_replay_and_changes_no_episode(fault, cause, tmp_path, caplog):
     marker = tmp_path / "marker"
-    changes = {"options": {"marker": str(marker)}, "num_processes": 2, "environment_timeout_s": 5.0}
+    timeout_s = 5.0 if fault == "hang" else 1000.0  # a death is noticed at once, not by the time limit
+    changes = {"options": {"marker": str(marker)}, "num_processes": 2, "environment_timeout_s": timeout_s}
     with make_worker(**changes) as worker:
         expected = collect(worker, tasks(6, f"{fault}_once"))  # no marker: nothing happens
         assert worker.metrics["num_replays"] == 0
