@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from envs.alfworld.facts import held_object
 from envs.alfworld.games import TASK_PREFIX
@@ -81,10 +82,18 @@ def _compact(view: PromptView, episode_skill: str, step_skill: str) -> str:
     held = held_object(view.admissible)
     if held:
         lines.append(f"holding: {held}")
-    lines.append(", ".join(action for action in view.admissible if action.split()[0] not in _COMPACT_OMITS))
+    lines.append(_terse_actions(view.admissible))
     if step_skill:
         lines.append(f"hint: {step_skill}")
     return "\n".join([*lines, "act:"])
+
+
+def _terse_actions(admissible: Sequence[str]) -> str:
+    """The actions, the places to go to under one verb: `open fridge 1, go to bed 1, desk 1`."""
+    useful = [action for action in admissible if action.split()[0] not in _COMPACT_OMITS]
+    places = [action.removeprefix("go to ") for action in useful if action.startswith("go to ")]
+    others = [action for action in useful if not action.startswith("go to ")]
+    return ", ".join(others + (["go to " + ", ".join(places)] if places else []))
 
 
 def _plain(observation: str) -> str:

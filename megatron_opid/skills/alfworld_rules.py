@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from envs.alfworld.facts import GoalParts, class_of, parse_goal
-from megatron_opid.skills.alfworld_knowledge import Knowledge, at_the_end, replay
-from megatron_opid.skills.alfworld_plan import APPLIANCES, is_delivered, right_actions, search_actions
+from envs.alfworld.knowledge import Knowledge, at_the_end, replay
+from envs.alfworld.plan import APPLIANCES, is_delivered, right_actions, search_actions
 from rollout.trajectory import HindsightSkills, Step, Trajectory
 
 # Of the receptacles without the target, only the last ones are named: a tiny model's prompt is short.
@@ -27,8 +27,9 @@ def alfworld_skills(trajectory: Trajectory, success: bool, max_step_skills: int)
     goal = parse_goal(trajectory.goal)
     if goal is None or not trajectory.steps:
         return None
-    known = replay(trajectory.steps)
-    episode = _episode_skill(goal, at_the_end(known[-1], trajectory.steps, success))
+    known = replay((step.observation, step.admissible) for step in trajectory.steps)
+    played = [(step.observation, step.action) for step in trajectory.steps]
+    episode = _episode_skill(goal, at_the_end(known[-1], played, success))
     if not episode:
         return None
     summary = f"{'won' if success else 'lost'} after {len(trajectory.steps)} steps: {trajectory.goal}"

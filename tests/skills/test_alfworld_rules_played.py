@@ -11,9 +11,9 @@ import pytest
 from envs import alfworld
 from envs.alfworld.facts import parse_goal
 from envs.alfworld.games import TASK_TYPES
+from envs.alfworld.knowledge import Knowledge
+from envs.alfworld.plan import right_actions, search_actions
 from envs.base import Outcome, Task
-from megatron_opid.skills.alfworld_knowledge import Knowledge
-from megatron_opid.skills.alfworld_plan import right_actions, search_actions
 from megatron_opid.skills.alfworld_rules import alfworld_skills
 from rollout.trajectory import Step, Trajectory
 from tests.skills.episodes import make_step
@@ -40,7 +40,7 @@ def play(environment, index: int, error_rate: float, max_steps: int) -> Trajecto
     steps: list[Step] = []
     while len(steps) < max_steps and not won:
         admissible = observation.admissible
-        knowledge.read(len(steps), make_step(observation.text, "", admissible=admissible))
+        knowledge.read(observation.text, admissible)
         good = right_actions(goal, knowledge, admissible) or search_actions(knowledge, admissible)
         bad = rng.choice([rng.choice(admissible), f"take {goal.target} 1 from {knowledge.location}"])
         action = bad if rng.random() < error_rate else good[0]

@@ -62,7 +62,7 @@ def test_first_observation_is_shown_without_banner_and_task_sentence():
     full, compact = render_prompt(view, style="full"), render_prompt(view, style="compact")
     assert "Observation 1 (now): You are in the middle of a room." in full
     assert "TextWorld" not in full and "Your task is to" not in full and "so far" not in full
-    assert compact == "task: put two pen in desk\nstart\ngo to desk 1, go to drawer 1\nact:"
+    assert compact == "task: put two pen in desk\nstart\ngo to desk 1, drawer 1\nact:"
 
 
 def test_unknown_style():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from envs.alfworld.facts import GoalParts, class_of
-from megatron_opid.skills.alfworld_knowledge import Knowledge
+from envs.alfworld.knowledge import Knowledge
 
 APPLIANCES = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
 
@@ -46,6 +46,11 @@ def _with_target_in_hand(goal: GoalParts, knowledge: Knowledge) -> list[list[str
         places = knowledge.places(APPLIANCES[goal.processing])
         return [[f"{goal.processing} {held} with {place}" for place in places], _goes(places)]
     places = knowledge.places(goal.destination)
+    if goal.count > 1:  # all must end in the same receptacle
+        filled = [
+            knowledge.where(name) for name in knowledge.objects(goal.target) if is_delivered(goal, knowledge, name)
+        ]
+        places = filled[:1] or places
     return [[f"move {held} to {place}" for place in places], _opens(places), _goes(places)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -15,7 +15,6 @@ from envs.alfworld.facts import (
     parse_answer,
     parse_sighting,
 )
-from rollout.trajectory import Step
 
 _UNDOES = {"heat": "cool", "cool": "heat"}
 
@@ -38,13 +37,13 @@ class Knowledge:
     searched: list[str] = field(default_factory=list)
     used: dict[str, str] = field(default_factory=dict)
 
-    def read(self, index: int, step: Step) -> None:
-        """Take in what step number `index` shows: the answer to the action before it, and where one can go."""
-        self.receptacles += [r for r in parse_admissible_receptacles(step.admissible) if r not in self.receptacles]
-        event = parse_answer(index - 1, step.observation)
+    def read(self, observation: str, admissible: Sequence[str]) -> None:
+        """Take in what a step shows: the answer to the action before it, and where one can go."""
+        self.receptacles += [r for r in parse_admissible_receptacles(admissible) if r not in self.receptacles]
+        event = parse_answer(0, observation)
         if event:
             self.apply(event)
-        sighting = parse_sighting(step.observation)
+        sighting = parse_sighting(observation)
         if sighting:
             self._see(sighting)
 
@@ -86,20 +85,22 @@ class Knowledge:
             self.origin.setdefault(name, receptacle)
 
 
-def replay(steps: Sequence[Step]) -> list[Knowledge]:
-    """What was known when each action was chosen, one entry per step."""
+def replay(shown: Iterable[tuple[str, Sequence[str]]]) -> list[Knowledge]:
+    """What was known when each action was chosen; one entry per shown (observation, admissible actions)."""
     knowledge, snapshots = Knowledge(), []
-    for index, step in enumerate(steps):
-        knowledge.read(index, step)
+    for observation, admissible in shown:
+        knowledge.read(observation, admissible)
         snapshots.append(deepcopy(knowledge))
     return snapshots
 
 
-def at_the_end(before_last: Knowledge, steps: Sequence[Step], success: bool) -> Knowledge:
-    """What is known after the last action. Its answer is not recorded; a success says that it worked."""
+def at_the_end(before_last: Knowledge, steps: Sequence[tuple[str, str]], success: bool) -> Knowledge:
+    """What is known after the last of the (observation, action) steps.
+
+    The answer to the last action is not among them; a success says that it worked.
+    """
     final = deepcopy(before_last)
-    facts = episode_facts([(step.observation, step.action) for step in steps], won=success)
-    for event in facts.events:
+    for event in episode_facts(steps, won=success).events:
         if event.index == len(steps) - 1:
             final.apply(event)
     return final
