@@ -30,7 +30,7 @@ def qwen_head(rows: int, logit_std: float = 2.5, *, columns: int = 152064, valid
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("logit_std", [0.5, 2.5, 10.0], ids=["flat", "usual", "peaked"])
+@pytest.mark.parametrize("logit_std", [0.5, 2.5, 6.0], ids=["flat", "usual", "peaked"])  # over a temperature of 0.5-1.5
 def test_logprob_entropy_and_difference_of_two_contexts(backend, logit_std):
     first = qwen_head(301, logit_std)
     second = dataclasses.replace(first, hidden=(first.hidden.float() * 1.03).bfloat16())

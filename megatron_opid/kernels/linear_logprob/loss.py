@@ -91,13 +91,13 @@ class LossWithGradients(torch.autograd.Function):
         weight_gradient = None
         if d_weight is not None:
             weight = ctx.weight
-            weight_gradient = torch.zeros_like(weight)
             if ctx.accumulate_main_grad:
                 # Megatron's convention: the flag says that main_grad has it, and what is returned must be zero.
                 weight.main_grad.addcmul_(d_weight, scale)
                 weight.grad_added_to_main_grad = True
+                weight_gradient = torch.zeros_like(weight)
             else:
-                torch.mul(d_weight, scale, out=weight_gradient)
+                weight_gradient = d_weight.to(weight.dtype, copy=True).mul_(scale)
         return hidden_gradient, weight_gradient, None, None, None, None
 
 

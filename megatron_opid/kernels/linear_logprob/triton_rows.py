@@ -18,6 +18,7 @@ from megatron_opid.kernels.linear_logprob.vocab_parallel import RowStatistics
 
 TILE_COLUMNS = 256
 TILES_PER_PROGRAM = 16
+NUM_WARPS = 4
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def tile_statistics(logits: Tensor, targets: Tensor, inverse_temperature: Tensor
             num_tiles,
             TILE=TILE_COLUMNS,
             TILES=TILES_PER_PROGRAM,
-            num_warps=8,
+            num_warps=NUM_WARPS,
         )
 
 
@@ -109,7 +110,7 @@ def logits_gradient(
             num_tiles,
             TILE=TILE_COLUMNS,
             TILES=TILES_PER_PROGRAM,
-            num_warps=8,
+            num_warps=NUM_WARPS,
         )
     return tiles.exponentials[:, : tiles.num_columns]
 
@@ -182,14 +183,13 @@ def _combine_tiles(
 
 
 @triton.jit
-def _log(x):
-    """ln x within 1e-4, x a normal float32 (for 0: −88): exponent bits plus a polynomial of the mantissa in [1, 2)."""
+def _log2(x):
+    """log₂ x within 1e-4 for a normal float32 (−127 for 0): exponent plus a polynomial of the mantissa in [1, 2)."""
     bits = x.to(tl.int32, bitcast=True)
     # The bits of 2²³ + n are those of 2²³ or'ed with n: subtracting 2²³ + 127 leaves the exponent as a float.
     exponent = ((bits >> 23) | 0x4B000000).to(tl.float32, bitcast=True) - 8388735.0
     f = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
-    log2 = exponent - 2.50561466 + f * (4.04961689 + f * (-2.09940228 + f * (0.63551112 - f * 0.08001088)))
-    return 0.6931471805599453 * log2
+    return exponent + (-2.50561466 + f * (4.04961689 + f * (-2.09940228 + f * (0.63551112 - f * 0.08001088))))
 
 
 @triton.jit
@@ -213,24 +213,25 @@ def _logits_gradient(
     column = tile[:, None] * TILE + tl.arange(0, TILE)[None, :]
     pointer = exponential_ptr + row * num_tiles * TILE + column
     exponential = tl.load(pointer, mask=inside[:, None], other=0.0).to(tl.float32)
-    maximum = tl.load(maximum_ptr + row * num_tiles + tile, mask=inside, other=0.0)
-    shift = maximum - tl.load(logsumexp_ptr + row)
-    probability = exponential * tl.exp(shift)[:, None]
+    shift = tl.load(maximum_ptr + row * num_tiles + tile, mask=inside, other=0.0) - tl.load(logsumexp_ptr + row)
     logprob = tl.load(logprob_ptr + row)
-    inverse_temperature = tl.load(inverse_temperature_ptr + row)
     d_logprob = tl.load(d_logprob_ptr + row)
-    factor = -d_logprob
+    inverse_temperature = tl.load(inverse_temperature_ptr + row)
+    # With p = exponential · exp(shift) and log p = log(exponential) + shift: what is constant in a tile is taken out.
+    scale = tl.exp(shift) * inverse_temperature
     # 1 − p of the target, from its log-prob: where p is near 1 the subtraction would cancel.
     complement = tl.where(logprob > -0.01, -logprob * (1 + logprob * (0.5 + logprob / 6)), 1 - tl.exp(logprob))
     at_target = d_logprob * complement
     if d_entropy_ptr is not None:
         d_entropy = tl.load(d_entropy_ptr + row)
         entropy = tl.load(entropy_ptr + row)
-        log_probability = _log(exponential) + shift[:, None]
-        factor = factor - d_entropy * (log_probability + entropy)
+        constant = -scale * (d_logprob + d_entropy * (shift + entropy))
+        slope = -scale * d_entropy * 0.6931471805599453
+        gradient = exponential * (constant[:, None] + slope[:, None] * _log2(exponential))
         at_target -= d_entropy * tl.exp(logprob) * (logprob + entropy)
-    gradient = (
-        tl.where(column == tl.load(target_ptr + row).to(tl.int32), at_target, probability * factor)
-        * inverse_temperature
-    )
+    else:
+        gradient = exponential * (-scale * d_logprob)[:, None]
+    target = tl.load(target_ptr + row)
+    if target // (TILE * TILES) == tl.program_id(1):
+        gradient = tl.where(column == target.to(tl.int32), at_target * inverse_temperature, gradient)
     tl.store(pointer, gradient.to(exponential_ptr.dtype.element_ty), mask=inside[:, None])
