@@ -18,7 +18,8 @@ from megatron_opid.kernels.linear_logprob.triton_rows import Tiles
 
 SOURCE = pathlib.Path(__file__).with_name("fused_head.cu")
 FLAGS = ["-O3", "-std=c++17", "-gencode=arch=compute_90a,code=sm_90a", "-shared", "-Xcompiler=-fPIC"]
-NEEDS = "it needs a Hopper GPU, bf16, H a multiple of 64, V/tp a multiple of 32, and nvcc (CUDA_HOME)"
+NEEDS = "it needs a Hopper GPU, contiguous bf16, H a multiple of 64, V/tp a multiple of 32, and nvcc (CUDA_HOME)"
+TMA_ALIGNMENT_BYTES = 16
 
 
 def supports(weight: Tensor) -> bool:
@@ -26,6 +27,8 @@ def supports(weight: Tensor) -> bool:
     return (
         weight.is_cuda
         and weight.dtype == torch.bfloat16
+        and weight.is_contiguous()
+        and weight.data_ptr() % TMA_ALIGNMENT_BYTES == 0
         and weight.shape[1] % 64 == 0
         and weight.shape[0] % 32 == 0
         and torch.cuda.get_device_capability(weight.device) == (9, 0)
@@ -40,25 +43,19 @@ def tile_statistics(hidden: Tensor, weight: Tensor, targets: Tensor, inverse_tem
     """
     if not len(hidden) or not tiles.num_columns:
         return
-    hidden = hidden.contiguous()
+    if not hidden.is_contiguous() or hidden.data_ptr() % TMA_ALIGNMENT_BYTES:
+        hidden = hidden.clone(memory_format=torch.contiguous_format)
+    tensors = (hidden, weight, targets, inverse_temperature)
+    filled = (tiles.maximum, tiles.total, tiles.moment, tiles.target, tiles.exponentials)
+    sizes = (len(hidden), weight.shape[0], tiles.num_columns, hidden.shape[1])
     num_multiprocessors = torch.cuda.get_device_properties(hidden.device).multi_processor_count
-    error = _library().head_statistics(
-        _pointer(hidden),
-        _pointer(weight),
-        _pointer(targets),
-        _pointer(inverse_temperature),
-        _pointer(tiles.maximum),
-        _pointer(tiles.total),
-        _pointer(tiles.moment),
-        _pointer(tiles.target),
-        _pointer(tiles.exponentials),
-        len(hidden),
-        weight.shape[0],
-        tiles.num_columns,
-        hidden.shape[1],
-        num_multiprocessors // 2 * 2,
-        ctypes.c_void_p(torch.cuda.current_stream(hidden.device).cuda_stream),
-    )
+    with torch.cuda.device(hidden.device):
+        error = _library().head_statistics(
+            *(_pointer(tensor) for tensor in (*tensors, *filled)),
+            *sizes,
+            num_multiprocessors // 2 * 2,
+            ctypes.c_void_p(torch.cuda.current_stream().cuda_stream),
+        )
     if error:
         raise RuntimeError(f"fused LM head: CUDA error {error}; set the head's back end to triton to go without it")
 
@@ -82,6 +79,10 @@ def _library() -> ctypes.CDLL:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             built = pathlib.Path(scratch, path.name)
-            subprocess.run([str(_nvcc()), *FLAGS, "-o", str(built), str(SOURCE)], check=True)
+            build = subprocess.run(
+                [str(_nvcc()), *FLAGS, "-o", str(built), str(SOURCE)], capture_output=True, text=True, check=False
+            )
+            if build.returncode:
+                raise RuntimeError(f"nvcc failed on {SOURCE}; set the head's back end to triton\n{build.stderr}")
             built.replace(path)
     return ctypes.CDLL(str(path))

@@ -114,7 +114,9 @@ def _loss_of_chunk(
         entropy = None if statistics.entropy is None else statistics.entropy.detach().requires_grad_()
         piece = loss(logprob, entropy, chunk.rows)
         inputs = (logprob,) if entropy is None else (logprob, entropy)
-        d_logprob, *d_entropy = torch.autograd.grad(piece.total, inputs, materialize_grads=False, allow_unused=True)
+        d_logprob, *d_entropy = torch.autograd.grad(piece.total, inputs, allow_unused=True)
+    if d_logprob is None:
+        d_logprob = torch.zeros_like(statistics.logprob)
     head.backward(chunk, logits, statistics, d_logprob, d_entropy[0] if d_entropy else None, d_hidden, d_weight)
     return PolicyLoss(piece.total.detach(), piece.statistics)
 
