@@ -1,4 +1,3 @@
-import logging
 import warnings
 
 # What Megatron-Core 0.16.1 makes Python and torch say on every rank of every run, and no user can act on.
@@ -10,4 +9,3 @@ for _message in (
     r"Please use DTensor instead and we are deprecating ShardedTensor",
 ):
     warnings.filterwarnings("ignore", message=_message)
-logging.getLogger("megatron.core.rerun_state_machine").setLevel(logging.ERROR)

@@ -100,8 +100,8 @@ class Actor:
         """One optimizer update over all samples.
 
         Returns: loss, each term of algorithm.losses.policy_loss, grad_norm (before clipping), learning_rate and
-        max_ratio_deviation = max |π/π_old − 1|. Raises: FloatingPointError, with the weights unchanged, if the loss is
-        not finite.
+        max_ratio_deviation = max |π/π_old − 1|. Raises: FloatingPointError, with the weights unchanged, if the loss or
+        the gradient is not finite.
         """
         with parallel.device_context(self._device):
             return policy_update(self._chunks, self._optimizer, self._packer, samples, coefficients, aggregation)

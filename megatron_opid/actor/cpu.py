@@ -32,7 +32,6 @@ def install_stand_ins() -> None:
     torch.cuda.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
-    torch._dynamo.config.disable = True
 
 
 class CudaAsCpu(TorchFunctionMode):

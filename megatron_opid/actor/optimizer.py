@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,6 @@ def wrap_for_data_parallel(chunks: Sequence[PolicyModel], actor: ActorConfig) ->
         use_distributed_optimizer=actor.distributed_optimizer,
         overlap_grad_reduce=actor.overlap_communication,
         overlap_param_gather=actor.overlap_communication and actor.distributed_optimizer,
-        check_for_nan_in_grad=True,
     )
     wrapped = [
         DistributedDataParallel(
@@ -66,10 +66,17 @@ class Optimizer:
     schedule: OptimizerParamScheduler
 
     def step(self) -> tuple[float, float]:
-        """Clip, update the weights. Returns: gradient norm before clipping, learning rate of this update."""
+        """Clip, update the weights. Returns: gradient norm before clipping, learning rate of this update.
+
+        Raises: FloatingPointError on every rank if the norm is not finite, before any weight has changed.
+        """
+        self.megatron.prepare_grads()
+        grad_norm = float(self.megatron.get_grad_norm())
+        if not math.isfinite(grad_norm):
+            raise FloatingPointError(f"the gradient norm is {grad_norm}; the weights are unchanged")
         self.schedule.step(1)  # before the update, so that warm-up starts above zero
-        _, grad_norm, _ = self.megatron.step()
-        return float(grad_norm), float(self.megatron.param_groups[0]["lr"])
+        self.megatron.step()
+        return grad_norm, float(self.megatron.param_groups[0]["lr"])
 
 
 def build_optimizer(

@@ -4,70 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megatron_opid.actor.head import HeadInput
+from megatron_opid.actor.objectives import CrossEntropy, PolicyObjective, join_terms, policy_terms
 from megatron_opid.actor.optimizer import Optimizer
 from megatron_opid.actor.packing import Packer, pack
 from megatron_opid.actor.parallel import is_last_stage, sum_over_replicas
 from megatron_opid.actor.pipeline import MicroBatch, run_micro_batches
 from megatron_opid.actor.samples import PolicySample, TokenSequence
-from megatron_opid.algorithm.losses import (
-    LossCoefficients,
-    PolicyLoss,
-    PolicyTerms,
-    aggregation_weights,
-    policy_loss,
-)
-
-Objective = Callable[[Tensor, Tensor | None, slice], PolicyLoss]
-
-
-@dataclass(frozen=True)
-class PolicyObjective:
-    """The policy loss of one micro-batch, called by the head with chunks of its rows; keeps the new log-probs [T]."""
-
-    terms: PolicyTerms
-    coefficients: LossCoefficients
-    logprobs: Tensor
-
-    def __call__(self, logprobs: Tensor, entropy: Tensor | None, rows: slice) -> PolicyLoss:
-        self.logprobs[rows] = logprobs.detach()
-        if entropy is not None and not self.coefficients.entropy:
-            entropy = entropy.detach()
-        terms = {name: None if value is None else value[rows] for name, value in vars(self.terms).items()}
-        return policy_loss(logprobs, entropy, PolicyTerms(**terms), self.coefficients)
-
-    def max_ratio_deviation(self) -> Tensor:
-        """max_t |π_new/π_old − 1|; 0 for no tokens."""
-        deviation = (self.logprobs - self.terms.old_logprobs).expm1().abs()
-        return deviation.max() if len(deviation) else deviation.new_zeros(())
-
-
-@dataclass(frozen=True)
-class CrossEntropy:
-    """−Σ_t w_t · log p_t over one micro-batch; weights float32 [T]."""
-
-    weights: Tensor
-
-    def __call__(self, logprobs: Tensor, entropy: Tensor | None, rows: slice) -> PolicyLoss:
-        total = -(self.weights[rows] * logprobs).sum()
-        return PolicyLoss(total, {"cross_entropy": total.detach()})
-
-
-def policy_terms(samples: Sequence[PolicySample], aggregation: str) -> list[PolicyTerms]:
-    """Each sample's terms (CPU tensors), with aggregation weights over all the given samples.
-
-    Raises: ValueError naming the term whose length is not its sample's, or that only some samples have.
-    """
-    lengths = torch.tensor([len(sample.sequence.response_ids) for sample in samples])
-    weights = aggregation_weights(lengths, torch.ones(int(lengths.sum())), aggregation).split(lengths.tolist())
-    return [_terms_of(sample, weight, samples[0]) for sample, weight in zip(samples, weights, strict=True)]
+from megatron_opid.algorithm.losses import LossCoefficients
+from megatron_opid.kernels.linear_logprob import TokenLoss
 
 
 def policy_update(
@@ -82,7 +32,7 @@ def policy_update(
     terms = policy_terms(samples, aggregation)
 
     def objective(indices: Sequence[int]) -> PolicyObjective:
-        joined = _join_terms(terms, indices, packer.device)
+        joined = join_terms(terms, indices, packer.device)
         return PolicyObjective(joined, coefficients, torch.empty_like(joined.old_logprobs))
 
     sequences = [sample.sequence for sample in samples]
@@ -110,13 +60,13 @@ def _accumulate_gradients(
     optimizer: Optimizer,
     packer: Packer,
     sequences: Sequence[TokenSequence],
-    objective: Callable[[Sequence[int]], Objective],
+    objective: Callable[[Sequence[int]], TokenLoss],
     *,
     with_entropy: bool,
-) -> tuple[dict[str, float], list[Objective]]:
+) -> tuple[dict[str, float], list[TokenLoss]]:
     """Forward and backward of this rank's share: loss and statistics summed over ranks, and this rank's objectives.
 
-    Raises: FloatingPointError if the loss is not finite, before any weight has changed.
+    Raises: FloatingPointError on every rank if the loss is not finite.
     """
     micro_batches = []
     for indices in packer.own_part(sequences):
@@ -139,31 +89,7 @@ def _step(optimizer: Optimizer) -> dict[str, float]:
     return {"grad_norm": grad_norm, "learning_rate": learning_rate}
 
 
-def _terms_of(sample: PolicySample, weights: Tensor, first: PolicySample) -> PolicyTerms:
-    values: dict[str, Tensor | None] = {"weights": weights}
-    for item in fields(PolicyTerms):
-        if item.name == "weights":
-            continue
-        value = getattr(sample, item.name)
-        if (value is None) != (getattr(first, item.name) is None):
-            raise ValueError(f"PolicySample.{item.name} is given for some samples only; give it for all or for none")
-        if value is not None and len(value) != len(weights):
-            raise ValueError(f"PolicySample.{item.name} has {len(value)} values for {len(weights)} response tokens")
-        values[item.name] = None if value is None else torch.as_tensor(np.asarray(value, dtype=np.float32))
-    return PolicyTerms(**values)
-
-
-def _join_terms(terms: Sequence[PolicyTerms], indices: Sequence[int], device: torch.device) -> PolicyTerms:
-    """The terms of one micro-batch's samples, concatenated, on the device; no samples make empty tensors."""
-    joined = {}
-    for item in fields(PolicyTerms):
-        present = getattr(terms[0], item.name) is not None
-        parts = [torch.zeros(0), *(getattr(terms[index], item.name) for index in indices)] if present else None
-        joined[item.name] = torch.cat(parts).to(device) if present else None
-    return PolicyTerms(**joined)
-
-
-def _statistic_names(objective: Objective, device: torch.device) -> list[str]:
+def _statistic_names(objective: TokenLoss, device: torch.device) -> list[str]:
     """The names of an objective's statistics, known on every rank: stages without a head see none of them computed."""
     nothing = torch.zeros(0, device=device)
     return ["loss", *objective(nothing, nothing, slice(0, 0)).statistics]

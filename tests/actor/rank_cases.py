@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from megatron_opid.algorithm.losses import LossCoefficients
 from megatron_opid.config import ActorConfig, OptimizerConfig
 from megatron_opid.weights.hf import HfWeights
 from megatron_opid.weights.hf_config import parse_hf_config, read_hf_config
-from tests.actor.layouts import LAYOUTS, TEMPERATURE
+from tests.actor.layouts import ALL_MODELS, LAYOUTS, TEMPERATURE
 from tests.actor.tiny_models import VOCAB_SIZE, make_sequences
 
 COEFFICIENTS = LossCoefficients(kl=0.01, entropy=0.01, distillation=0.1)
@@ -135,6 +136,25 @@ def resume_case(models: Path, directory: Path, saved: dict[str, Any], resumed: d
     }
 
 
+def first_sft_update(models: Path, model: str) -> dict[str, float]:
+    with actor_of(models, model) as actor:
+        before = actor.evaluate_sft(make_sequences(11))
+        return {"evaluated": before, **actor.update_sft(make_sequences(11))}
+
+
+def not_finite_case(models: Path) -> dict[str, Any]:
+    """An infinite advantage on one data-parallel rank: an error everywhere, and the weights as they were."""
+    with actor_of(models, "qwen3_tied") as actor:
+        before, samples = score_policy(actor, make_sequences(11)), make_samples(actor)
+        broken = dataclasses.replace(samples[3], advantages=np.full_like(samples[3].advantages, np.inf))
+        try:
+            actor.update([*samples[:3], broken, *samples[4:]], COEFFICIENTS)
+        except FloatingPointError as error:
+            unchanged = all(map(np.array_equal, before, score_policy(actor, make_sequences(11))))
+            return {"error": str(error), "unchanged": unchanged, "next": train(actor, samples, 1)}
+        return {}
+
+
 def bf16_case(models: Path, options: dict[str, Any]) -> dict[str, Any]:
     with actor_of(models, "qwen3_tied", precision="bf16", **options) as actor:
         return {"updates": train(actor, make_samples(actor), 2)}
@@ -198,16 +218,18 @@ def agree_on_all_ranks(result: Any) -> Any:
 
 def one_rank(models: Path) -> dict[str, Any]:
     cases = {"vocabulary": vocabulary_case(models), "directories": directories_case(models)}
-    return cases | layout_cases(models, 1)
+    sft = {f"sft/{model}": first_sft_update(models, model) for model in ALL_MODELS}
+    return cases | sft | layout_cases(models, 1)
 
 
 def two_ranks(models: Path) -> dict[str, Any]:
-    tp2, dp2, plain = (LAYOUTS[name].options for name in ("tp2_sp", "dp2", "dp2_plain"))
+    tp2, dp2, plain, overlap = (LAYOUTS[name].options for name in ("tp2_sp", "dp2", "dp2_plain", "dp2_overlap"))
     cases = {
         "resume_same_layout": resume_case(models, models / "resume_same", tp2, tp2),
-        "resume_tp2_as_dp2": resume_case(models, models / "resume_dp2", tp2, dp2),
+        "resume_tp2_as_dp2": resume_case(models, models / "resume_dp2", tp2, overlap),
         "resume_without_distributed_optimizer": resume_case(models, models / "resume_plain", plain, plain),
         "mixed_pass": mixed_pass_case(models, LAYOUTS["pp2"].options),
+        "not_finite": agree_on_all_ranks(not_finite_case(models)),
         "bf16_dp2": bf16_case(models, dp2),
         "bf16_tp2": bf16_case(models, tp2),
     }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.actor.layouts import LAYOUTS, TEMPERATURE
+from tests.actor.layouts import ALL_MODELS, LAYOUTS, TEMPERATURE
 from tests.actor.tiny_models import make_sequences, transformers_logprobs
 
 pytestmark = pytest.mark.timeout(600)  # the first test of a launch waits for all of its cases
@@ -30,7 +30,7 @@ def test_logprobs_equal_transformers(case: tuple[str, dict[str, Any]], models: P
     model, result = case
     reference = AutoModelForCausalLM.from_pretrained(models / model, dtype=torch.float32)
     for sequence, scores in zip(make_sequences(11), result["scores"], strict=True):
-        expected = transformers_logprobs(reference, sequence, TEMPERATURE)
+        expected = transformers_logprobs(reference, sequence, TEMPERATURE).detach()
         np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
 
 
@@ -72,6 +72,20 @@ def test_later_updates_equal_one_rank(case: tuple[str, dict[str, Any]], one_rank
     np.testing.assert_allclose(trained, reference, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("model", ALL_MODELS)
+def test_loss_and_gradient_norm_equal_transformers(model: str, one_rank: dict[str, Any], models: Path) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(models / model, dtype=torch.float32)
+    sequences = make_sequences(11)
+    logprobs = [transformers_logprobs(reference, sequence, TEMPERATURE) for sequence in sequences]
+    loss = -torch.cat(logprobs).mean()
+    loss.backward()
+    grad_norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in reference.parameters()])
+    result = one_rank[f"sft/{model}"]
+    assert result["evaluated"] == pytest.approx(loss.item(), rel=1e-5)
+    assert result["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert result["grad_norm"] == pytest.approx(grad_norm.item(), rel=1e-4)
+
+
 def test_more_ranks_than_samples(four_ranks: dict[str, Any], one_rank: dict[str, Any]) -> None:
     first, second = four_ranks["few_samples"]
     assert first["max_ratio_deviation"] == 0.0
@@ -84,8 +98,15 @@ def test_old_teacher_and_reference_in_one_pass(two_ranks: dict[str, Any], models
     assert result["update"]["reference_kl"] == 0.0
     reference = AutoModelForCausalLM.from_pretrained(models / "qwen3_tied", dtype=torch.float32)
     for sequence, scores in zip(make_sequences(9, seed=5), result["teacher_scores"], strict=True):
-        expected = transformers_logprobs(reference, sequence, TEMPERATURE)
+        expected = transformers_logprobs(reference, sequence, TEMPERATURE).detach()
         np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(two_ranks: dict[str, Any]) -> None:
+    result = two_ranks["not_finite"]
+    assert "the weights are unchanged" in result["error"]
+    assert result["unchanged"]
+    assert result["next"][0] == two_ranks["dp2/qwen3_tied"]["updates"][0]
 
 
 @pytest.mark.parametrize("name", ["bf16_dp2", "bf16_tp2"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from megatron_opid.actor.objectives import policy_terms
 from megatron_opid.actor.samples import PolicySample, ScoreRequest, TokenSequence
-from megatron_opid.actor.update import policy_terms
 
 SEQUENCE = TokenSequence(np.arange(3), np.arange(4))
 

@@ -49,10 +49,9 @@ def make_sequences(count: int, seed: int = 0) -> list[TokenSequence]:
     return [TokenSequence(draw(0, VOCAB_SIZE, draw(1, 30)), draw(0, VOCAB_SIZE, draw(1, 20))) for _ in range(count)]
 
 
-@torch.no_grad()
-def transformers_logprobs(model: PreTrainedModel, sequence: TokenSequence, temperature: float) -> np.ndarray:
+def transformers_logprobs(model: PreTrainedModel, sequence: TokenSequence, temperature: float) -> torch.Tensor:
     """Log-probs of the response tokens, one sequence at a time, no packing: float32 [num_response]."""
     ids = torch.tensor(np.concatenate([sequence.prompt_ids, sequence.response_ids]))
     logits = model(ids[None]).logits[0, len(sequence.prompt_ids) - 1 : -1]
     logprobs = (logits / temperature).log_softmax(-1)
-    return logprobs.gather(1, torch.tensor(sequence.response_ids)[:, None])[:, 0].numpy()
+    return logprobs.gather(1, torch.tensor(sequence.response_ids)[:, None])[:, 0]
