@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from envs.base import Task
 from envs.base import load as load_environment
 from megatron_opid.config import Config, ConfigError, load
 from megatron_opid.launch import EXIT_BAD_INPUT
 from megatron_opid.preflight import evaluation_faults
 from megatron_opid.report.statistics import wilson_interval
+from megatron_opid.tasks import validation_tasks
 from rollout.trajectory import Trajectory
 
 
@@ -59,15 +61,12 @@ def table(rates: dict[str, SuccessRate]) -> str:
     )
 
 
-def play_split(config: Config, split: str, *, first: int, count: int) -> tuple[Trajectory, ...]:
-    """One episode of each of the split's games number `first` to `first + count`, in this process."""
+def play(config: Config, tasks: Sequence[Task]) -> tuple[Trajectory, ...]:
+    """One episode of each task at the validation temperature, in this process."""
     from megatron_opid.rollouts import Rollout
-    from megatron_opid.tasks import validation_tasks
 
-    package = load_environment(config.env.name)
-    num_games = package.num_tasks(split, asdict(config.env))
     with Rollout(config, rank=0, num_ranks=1) as rollout:
-        return rollout.validate(validation_tasks(config.env.name, split, num_games, first + count)[first:])
+        return rollout.validate(tasks)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,8 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"megatron_opid.evaluate: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     if options.watch is not None:
-        return _watch(config, split, options.watch)
-    trajectories = play_split(config, split, first=0, count=config.rollout.validation_tasks)
+        return _watch(config, Task(config.env.name, options.watch, 0, split))
+    num_games = load_environment(config.env.name).num_tasks(split, asdict(config.env))
+    trajectories = play(config, validation_tasks(config.env.name, split, num_games, config.rollout.validation_tasks))
     rates = success_rates(trajectories)
     print(f"{config.actor.model} on {split}:\n{table(rates)}")
     if options.json:
@@ -98,10 +98,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _watch(config: Config, split: str, game: int) -> int:
+def _watch(config: Config, task: Task) -> int:
     from rollout.replay import show
 
-    for trajectory in play_split(config, split, first=game, count=1):
+    for trajectory in play(config, [task]):
         print("\n".join(show(trajectory, None, coloured=sys.stdout.isatty())))
     return 0
 

@@ -9,10 +9,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from megatron_opid.config import Config, ConfigError, load
 
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
 EXIT_BAD_INPUT = 2
+# What gloo and NCCL say on a rank whose peer has died.
+PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 HANDLED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
 
@@ -61,6 +67,7 @@ def start_ranks(module: str, arguments: Sequence[str], num_processes: int, *, sh
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num_processes,
+        run_id=f"{module}-{os.getpid()}",
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
@@ -72,7 +79,7 @@ def start_ranks(module: str, arguments: Sequence[str], num_processes: int, *, sh
     try:
         elastic_launch(launch, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        rank, failure = min(error.failures.items(), key=lambda item: (_is_consequence(item[1]), item[1].timestamp))
         print(f"\nrank {rank} ended first, exit code {failure.exitcode}:\n{_message(failure)}", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:
@@ -101,7 +108,12 @@ def request_flag(signals: Sequence[signal.Signals]) -> Callable[[], int]:
     return lambda: received
 
 
-def _message(failure) -> str:
+def _is_consequence(failure: ProcessFailure) -> bool:
+    """Whether the rank only ended because another one had: asked to by the launcher, or its peer was gone."""
+    return failure.exitcode == -signal.SIGTERM or any(text in _message(failure) for text in PEER_IS_GONE)
+
+
+def _message(failure: ProcessFailure) -> str:
     if isinstance(failure.message, dict):
         extra = failure.message.get("extraInfo", {})
         return extra.get("py_callstack") or failure.message.get("message", "")

@@ -61,7 +61,7 @@ def _model_faults(config: Config, world_size: int) -> list[str]:
         return ["actor.model is empty; set it to a Hugging Face model directory"]
     directory = resolve_model(config.actor.model)
     if not directory.is_dir():
-        return [f"actor.model={config.actor.model!r}: there is no directory {directory}; set actor.model or MODELS_ROOT"]
+        return [f"actor.model={config.actor.model!r}: {directory} is no directory; set actor.model or MODELS_ROOT"]
     faults, tokenizer = [], None
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)

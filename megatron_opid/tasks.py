@@ -30,5 +30,7 @@ class TaskSchedule:
 
 
 def validation_tasks(env: str, split: str, num_tasks: int, count: int) -> tuple[Task, ...]:
-    """The first `count` games of the split, or all of them: every validation plays the same."""
-    return tuple(Task(env, index, index, split) for index in range(min(count, num_tasks)))
+    """`count` games spread evenly over the split (they are sorted by type), or all: each validation plays the same."""
+    count = min(count, num_tasks)
+    indices = [position * num_tasks // count for position in range(count)]
+    return tuple(Task(env, index, index, split) for index in indices)

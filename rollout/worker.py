@@ -121,7 +121,7 @@ class RolloutWorker:
         with _Progress(label, len(tasks) * group_size, self._progress) as progress:
 
             async def play(task: Task, member: int) -> Trajectory:
-                group = f"{training_step}/{task.split}/{task.index}"
+                group = f"{training_step}/{task.split}/{task.index}.{task.seed}"
                 async with slots:
                     trajectory = await self._play_twice(task, member, group, settings, training_step, tally)
                 tally.last_episode_end_s = time.perf_counter()

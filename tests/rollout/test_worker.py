@@ -215,7 +215,7 @@ def test_tampered_answers_stop_the_run_and_name_the_sample(changes, message):
     engine.tamper = lambda generation: replace(generation, **changes(generation))
     with (
         make_worker(engine) as worker,
-        pytest.raises(TokenMismatch, match=rf"episode 5/train/\d/\d step 0: .*{message}"),
+        pytest.raises(TokenMismatch, match=rf"episode 5/train/\d\.\d+/\d step 0: .*{message}"),
     ):
         collect(worker)
 

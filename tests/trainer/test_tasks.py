@@ -19,3 +19,4 @@ def test_a_step_always_draws_the_same():
 
 def test_validation_plays_the_same_games_and_no_more_than_there_are():
     assert [task.index for task in validation_tasks("alfworld", "valid_seen", 5, 8)] == [0, 1, 2, 3, 4]
+    assert [task.index for task in validation_tasks("alfworld", "valid_seen", 12, 4)] == [0, 3, 6, 9]
