@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Actor:
         self._shape = parse_hf_config(read_hf_config(self._source))
         weights = HfWeights(self._source, self._shape)
         self._device = parallel.resolve_device(config.device)
-        parallel.initialize(config, self._device, seed=seed, timeout_s=timeout_s)
+        self._owns_world = parallel.initialize(config, self._device, seed=seed, timeout_s=timeout_s)
         with parallel.device_context(self._device):
             settings = HeadSettings(temperature, self._shape.vocab_size, config.head)
             megatron_config = transformer_config(self._shape, config, self._device)
@@ -72,27 +73,24 @@ class Actor:
         )
 
     def close(self) -> None:
-        """Give the model-parallel process groups back; afterwards another Actor may be built in this process."""
-        parallel.destroy()
+        """Give the process groups back (torch.distributed too, if this actor started it); another Actor may follow."""
+        parallel.destroy(ends_world=self._owns_world)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[np.ndarray]:
         """Log-probs float32 [num_response] of each request's response tokens: one pass per set of weights.
 
         Raises: ValueError for reference requests of an actor without a reference, or a sequence above the token budget.
         """
-        results: list[np.ndarray | None] = [None] * len(requests)
+        sequences = [request.sequence for request in requests]
+        results: dict[int, np.ndarray] = {}
         for weights in ("policy", "reference"):
             batches: dict[int, list[int]] = {}
             for index, request in enumerate(requests):
                 if request.weights == weights:
                     batches.setdefault(request.batch, []).append(index)
-            if not batches:
-                continue
-            sequences = [[requests[index].sequence for index in batch] for batch in batches.values()]
-            for batch, scores in zip(batches.values(), self._score_with(weights, sequences), strict=True):
-                for index, logprobs in zip(batch, scores, strict=True):
-                    results[index] = logprobs
-        return results
+            if batches:
+                results |= self._score_with(weights, sequences, list(batches.values()))
+        return [results[index] for index in range(len(requests))]
 
     def update(
         self, samples: Sequence[PolicySample], coefficients: LossCoefficients, *, aggregation: str = "token-mean"
@@ -145,16 +143,16 @@ class Actor:
         with parallel.device_context(self._device):
             return load_checkpoint(path, self._checkpoint_state())
 
-    def _score_with(self, weights: str, batches: Sequence[Sequence[TokenSequence]]) -> list[list[np.ndarray]]:
-        if weights == "policy":
-            with parallel.device_context(self._device):
-                return score_batches(self._chunks, self._packer, batches)
-        if self._reference is None:
+    def _score_with(
+        self, weights: str, sequences: Sequence[TokenSequence], batches: Sequence[Sequence[int]]
+    ) -> dict[int, np.ndarray]:
+        if weights == "reference" and self._reference is None:
             raise ValueError("this actor keeps no reference weights; build it with with_reference=True")
-        with parallel.device_context(self._device):
-            gather_parameters(self._chunks)
-        with self._parameters.exchanged(self._reference):
-            return self._score_with("policy", batches)
+        with parallel.device_context(self._device), ExitStack() as stack:
+            if weights == "reference":
+                gather_parameters(self._chunks)
+                stack.enter_context(self._parameters.exchanged(self._reference))
+            return score_batches(self._chunks, self._packer, sequences, batches)
 
     def _checkpoint_state(self) -> CheckpointState:
         return CheckpointState(identity(self._shape, self._config), self._chunks, self._optimizer)

@@ -27,17 +27,19 @@ def device_context(device: torch.device) -> AbstractContextManager:
     return cpu.CudaAsCpu() if device.type == "cpu" else nullcontext()
 
 
-def initialize(actor: ActorConfig, device: torch.device, *, seed: int, timeout_s: float) -> None:
+def initialize(actor: ActorConfig, device: torch.device, *, seed: int, timeout_s: float) -> bool:
     """Start torch.distributed, unless it runs already, and build Megatron's process groups; seed every generator.
 
     A process without torchrun's environment becomes a world of one rank. `timeout_s` bounds every collective.
+    Returns: whether torch.distributed was started here, for `destroy` to end it.
     """
     if device.type == "cpu":
         cpu.install_stand_ins()
     else:
         torch.cuda.set_device(device)
     timeout = timedelta(seconds=timeout_s)
-    if not dist.is_initialized():
+    starts_world = not dist.is_initialized()
+    if starts_world:
         _init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl", timeout)
     with device_context(device):
         parallel_state.initialize_model_parallel(
@@ -52,11 +54,14 @@ def initialize(actor: ActorConfig, device: torch.device, *, seed: int, timeout_s
         )
         model_parallel_cuda_manual_seed(seed)
     torch.manual_seed(seed)
+    return starts_world
 
 
-def destroy() -> None:
-    """Give Megatron's process groups back, so that another layout may be built; torch.distributed stays."""
+def destroy(*, ends_world: bool) -> None:
+    """Give Megatron's process groups back, for another layout to be built; `ends_world`: torch.distributed, too."""
     parallel_state.destroy_model_parallel()
+    if ends_world:
+        dist.destroy_process_group()
 
 
 def is_last_stage() -> bool:

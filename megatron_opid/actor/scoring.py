@@ -15,42 +15,36 @@ from megatron_opid.actor.samples import TokenSequence
 
 
 def score_batches(
-    chunks: Sequence[torch.nn.Module], packer: Packer, batches: Sequence[Sequence[TokenSequence]]
-) -> list[list[np.ndarray]]:
-    """Log-probs float32 [num_response] of every sequence of every batch; batches are packed apart and run in one pass.
+    chunks: Sequence[torch.nn.Module],
+    packer: Packer,
+    sequences: Sequence[TokenSequence],
+    batches: Sequence[Sequence[int]],
+) -> dict[int, np.ndarray]:
+    """Log-probs float32 [num_response] of the sequences that `batches` name by index, in one pass.
 
-    Every rank gives the same batches and gets all results.
+    Each batch is packed for itself. Every rank gives the same arguments and gets all results.
     """
     micro_batches, members = [], []
-    for number, batch in enumerate(batches):
-        for indices in packer.own_part(batch):
-            tokens = pack([batch[index] for index in indices], alignment=packer.alignment, device=packer.device)
+    for batch in batches:
+        for places in packer.own_part([sequences[index] for index in batch]):
+            indices = [batch[place] for place in places]
+            tokens = pack([sequences[index] for index in indices], alignment=packer.alignment, device=packer.device)
             micro_batches.append(MicroBatch(tokens, HeadInput(tokens.rows, tokens.targets)))
-            members.append([(number, index) for index in indices])
+            members.append(indices)
     with torch.no_grad():
         outputs = run_micro_batches(chunks, micro_batches, forward_only=True)
 
-    lengths = [[len(sequence.response_ids) for sequence in batch] for batch in batches]
-    total = sum(map(sum, lengths))
-    flat = torch.zeros(total, dtype=torch.float32, device=packer.device)
-    starts = _starts(lengths)
-    for output, keys in zip(outputs, members, strict=False):  # no outputs off the last stage
-        sizes = [lengths[number][index] for number, index in keys]
-        for (number, index), logprobs in zip(keys, output.tensor.split(sizes), strict=True):
-            flat[starts[number][index] : starts[number][index] + len(logprobs)] = logprobs
+    slices = _slices(sequences, [index for batch in batches for index in batch])
+    flat = torch.zeros(sum(place.stop - place.start for place in slices.values()), device=packer.device)
+    for output, indices in zip(outputs, members, strict=False):  # no outputs off the last stage
+        lengths = [len(sequences[index].response_ids) for index in indices]
+        for index, logprobs in zip(indices, output.tensor.split(lengths), strict=True):
+            flat[slices[index]] = logprobs
     gathered = sum_over_replicas(flat).cpu().numpy()
-    return [
-        [gathered[start : start + length] for start, length in zip(starts[number], lengths[number], strict=True)]
-        for number in range(len(batches))
-    ]
+    return {index: gathered[place] for index, place in slices.items()}
 
 
-def _starts(lengths: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Where each sequence's tokens begin in the flat result."""
-    starts, position = [], 0
-    for batch in lengths:
-        starts.append([])
-        for length in batch:
-            starts[-1].append(position)
-            position += length
-    return starts
+def _slices(sequences: Sequence[TokenSequence], indices: Sequence[int]) -> dict[int, slice]:
+    """Where each sequence's response tokens lie in the flat result."""
+    ends = np.cumsum([0, *(len(sequences[index].response_ids) for index in indices)]).tolist()
+    return {index: slice(*bounds) for index, *bounds in zip(indices, ends, ends[1:], strict=False)}
