@@ -24,6 +24,7 @@ from tqdm import tqdm
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
 RUNNING_MEAN_STEPS = 10
+PLAIN_LINE_EVERY_S = 5.0  # where there is no terminal, at most one line in this time, validations apart
 BEFORE_TRAINING = -1  # the step under which a validation of the untrained policy is logged
 
 _SECRET_NAME = re.compile(r"(^|_)(APIKEY|KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)(_|$)", re.IGNORECASE)
@@ -143,12 +144,13 @@ class Timer:
 
 
 class Progress:
-    """The live line: a tqdm bar on a terminal, one plain line per step elsewhere."""
+    """The live line: a tqdm bar on a terminal, now and then a plain line elsewhere."""
 
     def __init__(self, num_steps: int, start_step: int, *, history: list[dict[str, Any]], stream: TextIO) -> None:
         self._stream = stream
         self._start_step, self._num_steps = start_step, num_steps
         self._start_s = time.monotonic()
+        self._printed_s = -PLAIN_LINE_EVERY_S
         rates = [line.get("rollout/success_rate") for line in history]
         self._rates = deque((rate for rate in rates if rate is not None), maxlen=RUNNING_MEAN_STEPS)
         self._bar = None
@@ -167,7 +169,12 @@ class Progress:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step + 1 - self._bar.n)
             return
-        seconds_per_step = (time.monotonic() - self._start_s) / max(1, step + 1 - self._start_step)
+        now_s = time.monotonic()
+        is_news = step + 1 in (self._start_step + 1, self._num_steps) or "validation/success_rate" in metrics
+        if not is_news and now_s - self._printed_s < PLAIN_LINE_EVERY_S:
+            return
+        self._printed_s = now_s
+        seconds_per_step = (now_s - self._start_s) / max(1, step + 1 - self._start_step)
         eta = tqdm.format_interval(seconds_per_step * (self._num_steps - step - 1))
         print(
             f"step {step + 1}/{self._num_steps}  {text}  {seconds_per_step:.2f} s/step  ETA {eta}",
