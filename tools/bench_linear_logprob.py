@@ -121,7 +121,9 @@ def accuracy(peers: list[Peer], data: str) -> dict:
                 ((a.double() - b).norm() / b.norm()).item() for a, b in zip(peer.train(case), gradients, strict=True)
             ]
     plain = PolicyTerms(case.terms.weights, wanted.float(), torch.ones_like(case.terms.weights))
-    for backend in ("cuda", "triton"):  # at ratio 1 and advantage 1 the policy loss has the cross entropy's gradient
+    for backend in [
+        name for name in ("cuda", "triton") if f"ours-{name}" in table
+    ]:  # at ratio 1 and advantage 1 the policy loss has the cross entropy's gradient
         total, _ = linear_policy_loss(
             *case.inputs, case.targets, plain, LossCoefficients(), with_entropy=False, backend=backend
         )
@@ -240,6 +242,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--data", nargs="+", choices=list(LOGIT_STD), default=["random"])
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--peers", nargs="+", help="only those whose names begin so (default: all)")
     parser.add_argument("--tensor-parallel", action="store_true", help="under torchrun: one GPU against all of them")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="raw figures, JSON")
     args = parser.parse_args()
@@ -249,9 +252,11 @@ def main() -> None:
         dist.init_process_group("nccl")
         result["tensor_parallel"] = [tensor_parallel(args.tokens, hidden, args.repeats) for hidden in args.hidden]
         if dist.get_rank():
+            dist.destroy_process_group()
             return
     else:
         peers, result["missing"] = all_peers()
+        peers = [peer for peer in peers if not args.peers or peer.name.startswith(tuple(args.peers))]
         result["notes"] = {peer.name: peer.note for peer in peers}
         result["accuracy"] = {data: accuracy(peers, data) for data in LOGIT_STD}
         print(json.dumps({"missing": result["missing"], "accuracy": result["accuracy"]}, indent=1))
@@ -261,6 +266,8 @@ def main() -> None:
             for data in args.data
         ]
         result["agent_batch"] = [agent_batch(hidden, args.repeats) for hidden in args.hidden]
+    if dist.is_initialized():
+        dist.destroy_process_group()
     result["environment"] = environment()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1))

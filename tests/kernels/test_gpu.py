@@ -64,6 +64,17 @@ def test_gradients(backend, rows, hidden, columns, valid):
         assert relative_error(value, wanted) < 1e-2
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_rows_give_zero_gradients(backend):
+    problem = random_problem(0, 64, 512, 500, dtype=torch.bfloat16, device="cuda")
+    inputs = (problem.hidden.requires_grad_(), problem.weight.requires_grad_())
+    total, _ = linear_policy_loss(
+        *inputs, problem.targets, random_terms(problem), COEFFICIENTS, backend=backend, **problem.options
+    )
+    _, d_weight = torch.autograd.grad(total, inputs)
+    assert total.item() == 0 and torch.equal(d_weight, torch.zeros_like(problem.weight))
+
+
 def test_a_row_has_the_same_bits_in_any_batch():
     """So the first update's ratio is exactly 1 however scoring and training pack their rows."""
     problem = qwen_head(3000)

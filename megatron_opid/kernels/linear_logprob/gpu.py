@@ -42,11 +42,11 @@ class GpuBackend:
     def hidden_gradient(self, d_logits: Tensor, out: Tensor) -> None:
         torch.mm(d_logits, self.weight[: self.num_columns], out=out)
 
-    def add_weight_gradient(self, d_weight: Tensor, d_logits: Tensor, hidden: Tensor) -> None:
+    def weight_gradient(self, d_logits: Tensor, hidden: Tensor, out: Tensor, beta: int) -> None:
         if d_logits.is_cuda and d_logits.dtype != torch.float32:
-            torch.addmm(d_weight, d_logits.t(), hidden, out_dtype=torch.float32, out=d_weight)
+            torch.addmm(out, d_logits.t(), hidden, beta=beta, out_dtype=torch.float32, out=out)
         else:
-            d_weight.addmm_(d_logits.t().to(d_weight.dtype), hidden.to(d_weight.dtype))
+            out.addmm_(d_logits.t().to(out.dtype), hidden.to(out.dtype), beta=beta)
 
 
 def cublas_tiles(hidden: Tensor, weight: Tensor, targets: Tensor, inverse_temperature: Tensor, tiles: Tiles) -> None:

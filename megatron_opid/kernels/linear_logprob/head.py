@@ -36,7 +36,7 @@ class Backend(Protocol):
 
     def hidden_gradient(self, d_logits: Tensor, out: Tensor) -> None: ...
 
-    def add_weight_gradient(self, d_weight: Tensor, d_logits: Tensor, hidden: Tensor) -> None: ...
+    def weight_gradient(self, d_logits: Tensor, hidden: Tensor, out: Tensor, beta: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Head:
     ) -> None:
         """Writes the chunk's rows of d hidden [T, H], summed over shards, and adds to d weight [V/tp, H].
 
+        The first chunk overwrites d weight's valid rows instead, so they need not be zeroed before.
         Args: logits as `forward` gave them (overwritten); d_logprob, d_entropy [C]: the loss's derivatives.
         """
         d_logits = self.backend.logits_gradient(
@@ -97,6 +98,7 @@ class Head:
                 # The sum over shards travels while the weight's gradient is computed.
                 pending = dist.all_reduce(d_hidden[chunk.rows], group=self.shard.group, async_op=True)
         if d_weight is not None:
-            self.backend.add_weight_gradient(d_weight[: self.shard.num_columns], d_logits, chunk.hidden)
+            valid_rows = d_weight[: self.shard.num_columns]
+            self.backend.weight_gradient(d_logits, chunk.hidden, out=valid_rows, beta=int(chunk.rows.start > 0))
         if pending is not None:
             pending.wait()

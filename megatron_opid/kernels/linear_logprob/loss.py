@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class RecomputedLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_logprob, d_entropy):
         hidden, weight, targets = ctx.saved_tensors
-        d_hidden, d_weight = _gradient_buffers(hidden, weight, ctx.needs_input_grad)
+        d_hidden, d_weight = _gradient_buffers(ctx.head, hidden, weight, ctx.needs_input_grad)
         for chunk in ctx.head.chunks(hidden, targets, ctx.temperature):
             logits, statistics = ctx.head.forward(chunk, with_entropy=d_entropy is not None, keep=True)
             d_logprob_rows = torch.zeros_like(statistics.logprob) if d_logprob is None else d_logprob[chunk.rows]
@@ -64,7 +64,7 @@ def token_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Σ_t loss_t and its statistics; d hidden and d weight are ready when it returns (6·T·H·V operations)."""
     needs = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight)]
-    d_hidden, d_weight = _gradient_buffers(hidden, weight, needs)
+    d_hidden, d_weight = _gradient_buffers(head, hidden, weight, needs)
     total, statistics = None, {}
     with torch.no_grad():
         for chunk in head.chunks(hidden, targets, temperature):
@@ -121,7 +121,11 @@ def _loss_of_chunk(
     return PolicyLoss(piece.total.detach(), piece.statistics)
 
 
-def _gradient_buffers(hidden: Tensor, weight: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor | None, Tensor | None]:
+def _gradient_buffers(
+    head: Head, hidden: Tensor, weight: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
     d_hidden = torch.empty_like(hidden) if needs[0] else None
-    d_weight = torch.zeros_like(weight, dtype=accumulation_dtype(weight)) if needs[1] else None
+    d_weight = torch.empty_like(weight, dtype=accumulation_dtype(weight)) if needs[1] else None
+    if d_weight is not None:
+        d_weight[head.shard.num_columns :] = 0  # padding; the rest is written by the first chunk
     return d_hidden, d_weight

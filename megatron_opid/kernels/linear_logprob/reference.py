@@ -71,9 +71,9 @@ class TorchBackend:
         """out = d logits · weight, d hidden [C, H]: this shard's part of the sum over shards."""
         out.copy_(d_logits @ self.weight)
 
-    def add_weight_gradient(self, d_weight: Tensor, d_logits: Tensor, hidden: Tensor) -> None:
-        """d weight [V, H] += d logitsᵀ · hidden."""
-        d_weight.addmm_(d_logits.t(), hidden.to(d_logits.dtype))
+    def weight_gradient(self, d_logits: Tensor, hidden: Tensor, out: Tensor, beta: int) -> None:
+        """out = beta · out + d logitsᵀ · hidden, d weight [V, H]; with beta 0 what `out` held is not read."""
+        out.addmm_(d_logits.t(), hidden.to(d_logits.dtype), beta=beta)
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
