@@ -161,11 +161,14 @@ class SftConfig:
     """The cold start: next-token loss on the assistant's tokens of `demonstrations`.
 
     The file is JSONL, a conversation a line: {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}.
+    The first `all_token_share` of the steps learns every token, prompts included: a model with random weights learns to
+    copy from its prompt much sooner that way. A pretrained model needs none of it.
     """
 
     demonstrations: str = ""
     num_steps: PositiveInt = 1000
     samples_per_step: PositiveInt = 48
+    all_token_share: NonNegativeFloat = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)

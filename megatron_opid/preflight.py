@@ -53,6 +53,7 @@ def _environment_faults(config: Config, splits: tuple[str, ...]) -> list[str]:
 def _model_faults(config: Config, world_size: int) -> list[str]:
     from transformers import AutoTokenizer
 
+    from megatron_opid.actor.checkpoint_directory import checkpoint_faults
     from megatron_opid.actor.layout import layout_faults
     from megatron_opid.weights.hf import HfWeights
     from megatron_opid.weights.hf_config import parse_hf_config, read_hf_config
@@ -72,6 +73,7 @@ def _model_faults(config: Config, world_size: int) -> list[str]:
         hf_config = read_hf_config(directory)
         size = None if tokenizer is None else len(tokenizer)
         faults += layout_faults(config.actor, hf_config, world_size, tokenizer_size=size)
+        faults += checkpoint_faults(Path(config.run.dir) / "checkpoints", config.actor, hf_config)
         HfWeights(directory, parse_hf_config(hf_config))
     except ValueError as error:
         return [*faults, *(fault for fault in [str(error)] if fault not in faults)]

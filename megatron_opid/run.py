@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_opid.actor.actor import Actor
-from megatron_opid.actor.checkpoint import latest_checkpoint
+from megatron_opid.actor.checkpoint_directory import latest_checkpoint
 from megatron_opid.config import Config
 from megatron_opid.exchange import any_rank
 from megatron_opid.launch import request_flag

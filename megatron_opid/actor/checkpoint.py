@@ -20,14 +20,11 @@ from megatron.core.utils import unwrap_model
 
 from megatron_opid.actor.checkpoint_directory import (
     DESCRIPTION,
-    latest_checkpoint,
     publish,
     read_description,
     refuse_other_model,
 )
 from megatron_opid.actor.optimizer import Optimizer, prepare_torch_adam_for_checkpoint
-
-__all__ = ["CheckpointState", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 
 @dataclass(frozen=True)
