@@ -106,31 +106,22 @@ def accuracy(peers: list[Peer], data: str) -> dict:
         return logprobs.detach(), torch.autograd.grad(c.loss_of(logprobs), inputs)
 
     (wanted, gradients), (wanted_other, _) = exact(case), exact(other)
-    table = {"mean_probability": wanted.exp().mean().item()}
+    table: dict = {"mean_probability": wanted.exp().mean().item()}
     for peer in peers:
-        if peer.score is None or peer.name.startswith("bare"):
+        if peer.name.startswith("bare"):
             continue
-        scores, scores_other = peer.score(case).double(), peer.score(other).double()
-        table[peer.name] = {
-            "logprob_max": (scores - wanted).abs().max().item(),
-            "difference_max": ((scores_other - scores) - (wanted_other - wanted)).abs().max().item(),
-            "difference_std": ((scores_other - scores) - (wanted_other - wanted)).std().item(),
-        }
-        if not peer.name.startswith("ours"):
-            table[peer.name]["gradients_relative_l2"] = [
-                ((a.double() - b).norm() / b.norm()).item() for a, b in zip(peer.train(case), gradients, strict=True)
+        errors = table[peer.name] = {}
+        if peer.score is not None:
+            scores, scores_other = peer.score(case).double(), peer.score(other).double()
+            difference = (scores_other - scores) - (wanted_other - wanted)
+            errors["logprob_max"] = (scores - wanted).abs().max().item()
+            errors["difference_max"] = difference.abs().max().item()
+            errors["difference_std"] = difference.std().item()
+        if peer.gradients is not None:
+            errors["gradients_relative_l2"] = [
+                ((value.double() - exact_value).norm() / exact_value.norm()).item()
+                for value, exact_value in zip(peer.gradients(case), gradients, strict=True)
             ]
-    plain = PolicyTerms(case.terms.weights, wanted.float(), torch.ones_like(case.terms.weights))
-    for backend in [
-        name for name in ("cuda", "triton") if f"ours-{name}" in table
-    ]:  # at ratio 1 and advantage 1 the policy loss has the cross entropy's gradient
-        total, _ = linear_policy_loss(
-            *case.inputs, case.targets, plain, LossCoefficients(), with_entropy=False, backend=backend
-        )
-        table[f"ours-{backend}"]["gradients_relative_l2"] = [
-            ((a.double() - b).norm() / b.norm()).item()
-            for a, b in zip(torch.autograd.grad(total, case.inputs), gradients, strict=True)
-        ]
     return table
 
 

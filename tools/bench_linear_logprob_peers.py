@@ -1,8 +1,6 @@
 """The heads that tools/bench_linear_logprob.py compares: ours, the bare products, and other projects' published ops.
 
-Each is a `Peer`: `score` gives log-probs [T] without gradient, `train` gives d hidden and d weight of a loss. Peers
-whose loss is a plain cross entropy are timed on that (less work than ours); a peer that cannot do one of the two has
-None there. Anything not installed is reported by name, not passed over.
+Anything not installed is reported by name, not passed over.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_opid.algorithm.losses import LossCoefficients, PolicyTerms
-from megatron_opid.kernels.linear_logprob import linear_logprob, linear_policy_loss
+from megatron_opid.kernels.linear_logprob import linear_cross_entropy, linear_logprob, linear_policy_loss
 
 BARE_CHUNK_TOKENS = (4096, 8192)
 
@@ -38,12 +36,22 @@ class Case:
         return -(self.terms.weights * logprobs).sum()
 
 
+Gradients = Callable[[Case], tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class Peer:
+    """A head to measure; None where it cannot do a thing.
+
+    score: log-probs [T] without gradient; train: d hidden and d weight of the loss it is timed on, which for some is
+    less than ours (a plain cross entropy: `note` says); gradients: those of Case.loss_of, to be checked.
+    """
+
     name: str
     score: Callable[[Case], Tensor] | None
-    train: Callable[[Case], tuple[Tensor, Tensor]] | None
-    note: str = ""
+    train: Gradients
+    gradients: Gradients | None
+    note: str
 
 
 def ours(backend: str, entropy: float) -> Peer:
@@ -58,10 +66,13 @@ def ours(backend: str, entropy: float) -> Peer:
         )
         return torch.autograd.grad(total, case.inputs)
 
-    suffix = "+entropy" if entropy else ""
-    return Peer(
-        f"ours-{backend}{suffix}", score, train, "policy loss, dual clip, k3 KL" + (", entropy" * bool(entropy))
-    )
+    def gradients(case: Case) -> tuple[Tensor, Tensor]:
+        total, _ = linear_cross_entropy(*case.inputs, case.targets, case.terms.weights, backend=backend)
+        return torch.autograd.grad(total, case.inputs)
+
+    if entropy:
+        return Peer(f"ours-{backend}+entropy", score, train, None, "policy loss, dual clip, k3 KL, entropy bonus")
+    return Peer(f"ours-{backend}", score, train, gradients, "policy loss, dual clip, k3 KL")
 
 
 def bare_products(chunk_tokens: int) -> Peer:
@@ -85,9 +96,8 @@ def bare_products(chunk_tokens: int) -> Peer:
                 torch.mm(logits.t(), rows, out=d_weight)
         return (d_hidden, d_weight) if gradients else logits
 
-    return Peer(
-        f"bare-cublas-{chunk_tokens}", lambda case: run(case, False), lambda case: run(case, True), "products only"
-    )
+    name = f"bare-cublas-{chunk_tokens}"
+    return Peer(name, lambda case: run(case, False), lambda case: run(case, True), None, "products only")
 
 
 def differentiable(name: str, logprobs: Callable[[Case], Tensor], note: str) -> Peer:
@@ -100,7 +110,7 @@ def differentiable(name: str, logprobs: Callable[[Case], Tensor], note: str) -> 
     def train(case: Case) -> tuple[Tensor, Tensor]:
         return torch.autograd.grad(case.loss_of(logprobs(case)), case.inputs)
 
-    return Peer(name, score, train, note)
+    return Peer(name, score, train, train, note)
 
 
 def torch_logprobs(case: Case) -> Tensor:
@@ -147,18 +157,23 @@ def liger_peers() -> list[Peer]:
         )
         return torch.autograd.grad(out[0] if isinstance(out, tuple) else out, case.inputs)
 
+    def mean_of(summed: Gradients) -> Gradients:
+        return lambda case: tuple(gradient / len(case.hidden) for gradient in summed(case))
+
+    defaults = "0.8.5 FusedLinearCrossEntropy, defaults; one scalar coefficient"
+    tuned = "the same, chunk_mem_const=8, float32 accumulation"
     return [
-        Peer("liger-ce", None, cross_entropy, "0.8.5 FusedLinearCrossEntropy, defaults; one scalar coefficient"),
-        Peer("liger-ce-tuned", None, large_chunks, "the same, chunk_mem_const=8, float32 accumulation"),
-        Peer("liger-grpo", None, grpo, "0.8.5 FusedLinearGRPOLoss, compiled, 512-token sequences"),
+        Peer("liger-ce", None, cross_entropy, mean_of(cross_entropy), defaults),
+        Peer("liger-ce-tuned", None, large_chunks, mean_of(large_chunks), tuned),
+        Peer("liger-grpo", None, grpo, None, "0.8.5 FusedLinearGRPOLoss, compiled, 512-token sequences"),
     ]
 
 
 def cut_cross_entropy_peers() -> list[Peer]:
-    from cut_cross_entropy import linear_cross_entropy
+    import cut_cross_entropy
 
     def logprobs(case: Case, **options) -> Tensor:
-        return -linear_cross_entropy(*case.inputs, case.targets, reduction="none", **options)
+        return -cut_cross_entropy.linear_cross_entropy(*case.inputs, case.targets, reduction="none", **options)
 
     return [
         differentiable("cce", logprobs, "25.1.1, gradient filter at its default"),
