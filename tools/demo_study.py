@@ -36,8 +36,8 @@ class ArmResult:
 def study(root: Path, seeds: list[int]) -> list[ArmResult]:
     """Run what has not been run and read the results of all arms."""
     root.mkdir(parents=True, exist_ok=True)
-    for seed in seeds:
-        for arm in ARMS:
+    for arm in ARMS:
+        for seed in seeds:
             demo = Demo(root, seed, arm)
             prepare(demo)
             train(demo)

@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clean-share", type=float, default=0.25)
     parser.add_argument("--max-random-action", type=float, default=0.3)
     parser.add_argument("--invalid-action", type=float, default=0.08)
-    parser.add_argument("--forget", type=float, default=0.6)
+    parser.add_argument("--forget", type=float, default=0.75)
     options = parser.parse_args(arguments)
     rng = Random(options.seed)
     mixture = Mixture(options.clean_share, options.max_random_action, options.invalid_action, options.forget)

@@ -1,0 +1,76 @@
+"""The cold start learns, its export plays in plain transformers, and evaluation says how well."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from megatron_opid import evaluate
+from megatron_opid.actor.samples import TokenSequence
+from megatron_opid.metrics import read_metrics
+from megatron_opid.sft import every_token
+from tests.trainer.conftest import SmallRun, run_module
+from tools import play
+
+
+@pytest.fixture(scope="module")
+def cold_start(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory):
+    run_dir = tmp_path_factory.mktemp("cold_start")
+    overrides = small_run.overrides(
+        run_dir,
+        run__num_steps=12,
+        sft__samples_per_step=16,
+        sft__all_token_share=0.5,
+        optimizer__learning_rate=0.01,
+        actor__tensor_parallel=2,
+    )
+    finished = run_module("megatron_opid.sft", overrides)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return run_dir
+
+
+def test_the_cold_start_learns(cold_start):
+    losses = [line["actor/loss"] for line in read_metrics(cold_start / "metrics.jsonl")]
+    assert len(losses) == 12
+    assert losses[5] < losses[0]  # steps 0 to 5 learn every token
+    assert losses[11] < losses[6]  # the others the answers only
+
+
+def test_every_token_is_learned_once():
+    sequence = every_token(TokenSequence(np.array([1, 2, 3]), np.array([4, 5])))
+    assert sequence.prompt_ids.tolist() == [1]
+    assert sequence.response_ids.tolist() == [2, 3, 4, 5]
+
+
+def test_evaluation_reports_every_category_with_its_interval(small_run: SmallRun, cold_start, tmp_path, capsys):
+    out = tmp_path / "rates.json"
+    overrides = small_run.overrides(tmp_path, actor__model=cold_start / "hf")
+    assert evaluate.main([*overrides, "--split", "valid_unseen", "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["rates"]["all"]["num_episodes"] == len(result["outcomes"]) == 4
+    assert sum(r["num_episodes"] for name, r in result["rates"].items() if name != "all") == 4
+    low, high = result["rates"]["all"]["interval"]
+    assert low <= result["rates"]["all"]["num_won"] / 4 <= high
+    assert "valid_unseen" in capsys.readouterr().out
+
+
+def test_an_episode_can_be_watched(small_run: SmallRun, cold_start, tmp_path, capsys):
+    overrides = small_run.overrides(tmp_path, actor__model=cold_start / "hf")
+    assert evaluate.main([*overrides, "--watch", "2"]) == 0
+    assert "--- step 0" in capsys.readouterr().out
+
+
+def test_the_export_plays_in_plain_transformers(small_run: SmallRun, cold_start, capsys):
+    arguments = ["--data", str(small_run.games), "--style", "compact", "--max-steps", "2", "--max-tokens", "8"]
+    assert play.main([str(cold_start / "hf"), *arguments]) == 0
+    assert "after 2 steps" in capsys.readouterr().out
+
+
+def test_demonstrations_that_are_no_conversations_are_refused(small_run: SmallRun, tmp_path):
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text(small_run.conversations.read_text()[:100])
+    finished = run_module("megatron_opid.sft", small_run.overrides(tmp_path / "run", sft__demonstrations=torn))
+    assert finished.returncode == 2
+    assert f"{torn}:1" in finished.stderr
