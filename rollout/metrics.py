@@ -45,6 +45,9 @@ def summarize(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         metrics["score_mean"] = sum(t.score for t in played) / len(played)
     if steps:
         metrics["valid_action_share"] = sum(step.valid for step in steps) / len(steps)
+        choices = [step for step in steps if step.admissible]
+        if choices:
+            metrics["admissible_action_share"] = sum(s.action in s.admissible for s in choices) / len(choices)
         metrics["cut_response_share"] = sum(step.finish_reason == "length" for step in steps) / len(steps)
         metrics["prompt_tokens_mean"] = metrics["prompt_tokens"] / len(steps)
         metrics["response_tokens_mean"] = metrics["response_tokens"] / len(steps)

@@ -63,7 +63,11 @@ _ACTOR: list[_PlainPanel] = [
     ("Learning rate", "rate", {"actor/learning_rate": "learning rate"}),
 ]
 _EPISODES: list[_PlainPanel] = [
-    ("Valid actions", "fraction", {"rollout/valid_action_share": "valid"}),
+    (
+        "Actions",
+        "fraction",
+        {"rollout/valid_action_share": "of the right form", "rollout/admissible_action_share": "possible in the game"},
+    ),
     ("Responses cut at the token limit", "small fraction", {"rollout/cut_response_share": "cut"}),
     ("Episode length", "agent steps", {"rollout/steps_mean": "mean"}),
     ("Response length", "tokens per agent step", {"rollout/response_tokens_mean": "mean"}),

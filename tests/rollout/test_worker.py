@@ -95,6 +95,7 @@ def test_metrics_count_what_was_played():
     for flag in (1, 2, 3):
         members = [t.success for t in trajectories if t.category == f"flag_{flag}"]
         assert metrics[f"success_rate/flag_{flag}"] == sum(members) / 6
+    assert metrics["admissible_action_share"] == sum(s.action in s.admissible for s in steps) / len(steps)
     assert metrics["valid_action_share"] == sum(s.valid for s in steps) / len(steps)
     assert metrics["prompt_tokens"] == sum(len(s.prompt_ids) for s in steps)
     assert metrics["response_tokens"] == sum(len(s.response_ids) for s in steps)
