@@ -39,7 +39,7 @@ class EnvConfig:
     max_steps: PositiveInt = 30
     history_length: NonNegativeInt = 5
     prompt_style: Literal["full", "compact"] = "full"
-    num_processes: NonNegativeInt = 0  # 0: environments run in the worker's own process
+    num_processes: NonNegativeInt = 0  # per rank; 0: environments run in the rank's own process, repeatably
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -80,8 +80,9 @@ class SkillsConfig:
     shuffle: bool = False  # control experiment: skills are permuted over the batch's trajectories
     concurrency: PositiveInt = 128
     timeout_s: PositiveFloat = 120.0
+    max_prompt_tokens: PositiveInt = 16384  # of the analyzer's own prompt, a whole episode; back end `policy`
     max_completion_tokens: PositiveInt = 4096
-    cache_dir: str = ""
+    cache_dir: str = ""  # of the back end `openai`; empty: <run.dir>/analyzer_cache
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -138,7 +139,6 @@ class ActorConfig:
     distributed_optimizer: bool = True
     overlap_communication: bool = False
     head: Literal["auto", "torch", "triton", "cuda"] = "auto"  # the back end of kernels/linear_logprob
-    deterministic: bool = True
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -249,6 +249,8 @@ def value_faults(config: Config) -> list[str]:
         faults.append("skills.analyzer=none gives opid no skills; set rules, policy or openai, or algorithm.name=grpo")
     if algorithm.name == "gigpo" and algorithm.state_weight == 0:
         faults.append("algorithm.state_weight=0 makes gigpo grpo; set it above 0 (the paper: 1.0)")
+    if algorithm.distillation_coefficient and algorithm.name != "opid":
+        faults.append(f"algorithm.distillation_coefficient needs skills, algorithm.name={algorithm.name} has none")
     if config.rollout.group_size == 1:
         faults.append("rollout.group_size=1 leaves no group to compare an episode with; set 2 or more")
     if algorithm.correction_low >= algorithm.correction_high:

@@ -1,7 +1,8 @@
 """How good a model is: `python -m megatron_opid.evaluate experiment=NAME actor.model=DIR [--split S] [--watch] ...`
 
-Plays the split's games once each at the validation temperature and prints success per task type with its 95%
-confidence interval; `--watch` plays one game on the terminal instead. Other arguments are configuration overrides.
+Plays all games of the split, or `--games` of them spread evenly over it, once each at the validation temperature and
+prints success per task type with its 95% confidence interval; `--watch` plays one game on the terminal instead. Other
+arguments are configuration overrides.
 """
 
 from __future__ import annotations
@@ -73,13 +74,14 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", help="default: env.validation_split")
+    parser.add_argument("--games", type=int, help="default: all")
     parser.add_argument("--watch", type=int, nargs="?", const=0, metavar="GAME", help="play this game on the terminal")
     parser.add_argument("--json", type=Path, help="also write the rates and every episode's outcome to this file")
     options, overrides = parser.parse_known_args(arguments)
     try:
         config = load([*overrides, "algorithm.name=grpo", "run.num_processes=1"])
         split = options.split or config.env.validation_split
-        faults = evaluation_faults(config, split)
+        faults = evaluation_faults(config, split, options.watch)
         if faults:
             raise ConfigError(faults)
     except ConfigError as error:
@@ -88,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.watch is not None:
         return _watch(config, Task(config.env.name, options.watch, 0, split))
     num_games = load_environment(config.env.name).num_tasks(split, asdict(config.env))
-    trajectories = play(config, validation_tasks(config.env.name, split, num_games, config.rollout.validation_tasks))
+    trajectories = play(config, validation_tasks(config.env.name, split, num_games, options.games or num_games))
     rates = success_rates(trajectories)
     print(f"{config.actor.model} on {split}:\n{table(rates)}")
     if options.json:

@@ -17,7 +17,7 @@ from megatron_opid.algorithm.losses import LossCoefficients, aggregation_weights
 from megatron_opid.batch import Batch, Sample, Scores, build_batch
 from megatron_opid.config import AlgorithmConfig, Config
 from megatron_opid.skills.prompting import teacher_prompts
-from megatron_opid.skills.routing import route, shuffle_skills
+from megatron_opid.skills.routing import route
 from rollout.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -48,12 +48,10 @@ def loss_coefficients(algorithm: AlgorithmConfig) -> LossCoefficients:
 def prepare(trajectories: Sequence[Trajectory], tokenizer: PreTrainedTokenizerBase, step: int, config: Config) -> Batch:
     """Route the skills, render the teacher prompts and pack: the batch of training step `step`."""
     algorithm = config.algorithm
-    if config.skills.shuffle:
-        trajectories = shuffle_skills(trajectories, seed=config.run.seed + step)
     prompts = {
         trajectory.uid: teacher_prompts(
             trajectory,
-            route(trajectory, step, config.skills, algorithm.episode_skill_weight, algorithm.step_skill_weight),
+            route(trajectory, step, config.skills, **_level_weights(algorithm)),
             tokenizer,
             style=config.env.prompt_style,
             history_length=config.env.history_length,
@@ -97,7 +95,8 @@ def score(actor: Actor, batch: Batch, updates: Sequence[np.ndarray], algorithm: 
 def update(
     actor: Actor, batch: Batch, scores: Scores, advantages: Tensor, updates: Sequence[np.ndarray], a: AlgorithmConfig
 ) -> dict[str, float]:
-    """One optimizer update per part of `updates`; the mean of their statistics, and the first one's largest |ρ − 1|."""
+    """One optimizer update per part of `updates`; the means of their statistics, weighted by samples, and the largest
+    |ρ − 1| of all and of the first."""
     terms = {
         "old_logprobs": scores.old,
         "advantages": advantages,
@@ -111,7 +110,8 @@ def update(
         ),
     }
     if a.distillation_coefficient:
-        terms["teacher_delta"] = sum(level.delta * level.mask for level in scores.teachers.values())
+        deltas = (level.delta * level.mask for level in scores.teachers.values())
+        terms["teacher_delta"] = sum(deltas, torch.zeros_like(scores.old))
     arrays = {name: _split(value, batch) for name, value in terms.items() if value is not None}
     statistics = []
     for part in updates:
@@ -128,8 +128,12 @@ def update(
             for place, index in enumerate(part)
         ]
         statistics.append(actor.update(samples, loss_coefficients(a), aggregation=a.aggregation))
-    means = {name: float(np.mean([s[name] for s in statistics])) for name in statistics[0]}
-    return means | {"first_update_max_ratio_deviation": statistics[0]["max_ratio_deviation"]}
+    share = np.array([len(part) for part in updates]) / sum(len(part) for part in updates)
+    means = {name: float(share @ [s[name] for s in statistics]) for name in statistics[0]}
+    return means | {
+        "max_ratio_deviation": max(s["max_ratio_deviation"] for s in statistics),
+        "first_update_max_ratio_deviation": statistics[0]["max_ratio_deviation"],
+    }
 
 
 def teacher_statistics(batch: Batch, scores: Scores) -> dict[str, float]:
@@ -166,11 +170,18 @@ def mismatch_statistics(batch: Batch, scores: Scores) -> dict[str, float]:
     }
 
 
+def _level_weights(algorithm: AlgorithmConfig) -> dict[str, float]:
+    """What a level counts for anywhere in the loss: one that counts nowhere is not scored."""
+    return {
+        "episode_weight": algorithm.episode_skill_weight or algorithm.distillation_coefficient,
+        "step_weight": algorithm.step_skill_weight or algorithm.distillation_coefficient,
+    }
+
+
 def _levels(algorithm: AlgorithmConfig) -> tuple[str, ...]:
     if algorithm.name != "opid":
         return ()
-    weights = {"episode": algorithm.episode_skill_weight, "step": algorithm.step_skill_weight}
-    return tuple(level for level, weight in weights.items() if weight or algorithm.distillation_coefficient)
+    return tuple(level for level in ("episode", "step") if _level_weights(algorithm)[f"{level}_weight"])
 
 
 def _sequence(sample: Sample, prompt_ids: Sequence[int]) -> TokenSequence:

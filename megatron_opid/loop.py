@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch.distributed as dist
 
@@ -16,6 +16,7 @@ from megatron_opid.metrics import BEFORE_TRAINING
 from megatron_opid.report.tokens import token_scores
 from megatron_opid.rollouts import Rollout
 from megatron_opid.run import Run
+from megatron_opid.skills.routing import shuffle_skills
 from megatron_opid.tasks import TaskSchedule, validation_tasks
 
 
@@ -26,7 +27,7 @@ def train(config: Config) -> int:
     with (
         closing(_actor(config)) as actor,
         Rollout(config, rank=dist.get_rank(), num_ranks=dist.get_world_size()) as rollout,
-        Run(config, actor, rank=dist.get_rank()) as run,
+        Run(config, actor, entry_point="train", rank=dist.get_rank()) as run,
     ):
         rollout.push(actor.export(), version=run.start_step)
         if run.validates_after(BEFORE_TRAINING):
@@ -36,6 +37,8 @@ def train(config: Config) -> int:
             with run.timer("rollout"):
                 trajectories = rollout.collect(tasks.draw(step), step)
                 metrics = {"rollout": rollout.metrics, "analyzer": rollout.analyzer_metrics}
+                if config.skills.shuffle:
+                    trajectories = shuffle_skills(trajectories, config.run.seed + step)
             with run.timer("score"):
                 batch = prepare(trajectories, rollout.tokenizer, step, config)
                 updates = split_updates(len(batch.samples), config.actor.updates_per_step, config.run.seed, step)
@@ -58,10 +61,11 @@ def train(config: Config) -> int:
 
 
 def _actor(config: Config) -> Actor:
+    updates = config.actor.updates_per_step
     return Actor(
         config.actor,
-        config.optimizer,
-        num_training_steps=config.run.num_steps * config.actor.updates_per_step,
+        replace(config.optimizer, warmup_steps=config.optimizer.warmup_steps * updates),
+        num_training_steps=config.run.num_steps * updates,
         temperature=config.rollout.temperature,
         seed=config.run.seed,
         with_reference=needs_reference(config.algorithm),

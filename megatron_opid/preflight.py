@@ -19,19 +19,32 @@ def training_faults(config: Config, world_size: int) -> list[str]:
     return [
         *value_faults(config),
         *_environment_faults(config, splits),
-        *_model_faults(config, world_size),
+        *_model_faults(config),
+        *_actor_faults(config, world_size, "train"),
         *_analyzer_faults(config),
     ]
 
 
 def sft_faults(config: Config, world_size: int) -> list[str]:
     """Why the cold start cannot start."""
-    return [*_model_faults(config, world_size), *_demonstration_faults(config)]
+    return [
+        *value_faults(config),
+        *_model_faults(config),
+        *_actor_faults(config, world_size, "sft"),
+        *_demonstration_faults(config),
+    ]
 
 
-def evaluation_faults(config: Config, split: str) -> list[str]:
-    """Why a model cannot be evaluated."""
-    return [*_environment_faults(config, (split,)), *_model_faults(config, world_size=1)]
+def evaluation_faults(config: Config, split: str, game: int | None) -> list[str]:
+    """Why a model cannot be evaluated on `split`, or play its game number `game`."""
+    faults = [*_environment_faults(config, (split,)), *_model_faults(config)]
+    if not faults and game is not None:
+        from envs.base import load
+
+        num_games = load(config.env.name).num_tasks(split, asdict(config.env))
+        if not 0 <= game < num_games:
+            faults.append(f"--watch {game}: {split} has the games 0 to {num_games - 1}")
+    return faults
 
 
 def _environment_faults(config: Config, splits: tuple[str, ...]) -> list[str]:
@@ -50,13 +63,13 @@ def _environment_faults(config: Config, splits: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-def _model_faults(config: Config, world_size: int) -> list[str]:
+def _model_faults(config: Config) -> list[str]:
+    """The model directory: weights, tokenizer, and whether they fit each other and the prompts."""
     from transformers import AutoTokenizer
 
-    from megatron_opid.actor.checkpoint_directory import checkpoint_faults
-    from megatron_opid.actor.layout import layout_faults
+    from megatron_opid.actor.layout import vocabulary_faults
     from megatron_opid.weights.hf import HfWeights
-    from megatron_opid.weights.hf_config import parse_hf_config, read_hf_config
+    from megatron_opid.weights.hf_config import hf_config_faults, parse_hf_config, read_hf_config
 
     if not config.actor.model:
         return ["actor.model is empty; set it to a Hugging Face model directory"]
@@ -71,21 +84,60 @@ def _model_faults(config: Config, world_size: int) -> list[str]:
         faults.append(f"{directory} has no usable tokenizer ({reason}); set actor.model to a complete directory")
     try:
         hf_config = read_hf_config(directory)
-        size = None if tokenizer is None else len(tokenizer)
-        faults += layout_faults(config.actor, hf_config, world_size, tokenizer_size=size)
-        faults += checkpoint_faults(Path(config.run.dir) / "checkpoints", config.actor, hf_config)
-        HfWeights(directory, parse_hf_config(hf_config))
+        faults += hf_config_faults(hf_config)
+        if not faults:
+            HfWeights(directory, parse_hf_config(hf_config))
     except ValueError as error:
-        return [*faults, *(fault for fault in [str(error)] if fault not in faults)]
-    if tokenizer is not None and tokenizer.chat_template is None:
-        faults.append(f"the tokenizer of {directory} has no chat template; use an instruction-tuned model")
+        return [*faults, str(error)]
+    if tokenizer is not None:
+        faults += vocabulary_faults(hf_config, len(tokenizer))
+        if tokenizer.chat_template is None:
+            faults.append(f"the tokenizer of {directory} has no chat template; use an instruction-tuned model")
+    return faults + _length_faults(config, hf_config.get("max_position_embeddings"))
+
+
+def _length_faults(config: Config, max_positions: int | None) -> list[str]:
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-    if longest > hf_config.get("max_position_embeddings", longest):
+    faults = []
+    if max_positions is not None and longest > max_positions:
         faults.append(
             f"rollout.max_prompt_tokens + max_response_tokens = {longest} is above the model's "
-            f"max_position_embeddings={hf_config['max_position_embeddings']}; set them lower"
+            f"max_position_embeddings={max_positions}; set them lower"
+        )
+    if longest > config.actor.tokens_per_micro_batch:
+        faults.append(
+            f"rollout.max_prompt_tokens + max_response_tokens = {longest} is above "
+            f"actor.tokens_per_micro_batch={config.actor.tokens_per_micro_batch}; a sequence must fit a micro-batch"
+        )
+    skills = config.skills
+    analysis = skills.max_prompt_tokens + skills.max_completion_tokens
+    is_used = config.algorithm.name == "opid" and skills.analyzer == "policy"
+    if is_used and max_positions is not None and analysis > max_positions:
+        faults.append(
+            f"skills.analyzer=policy: skills.max_prompt_tokens + max_completion_tokens = {analysis} is above the "
+            f"model's max_position_embeddings={max_positions}; set them lower or another analyzer"
         )
     return faults
+
+
+def _actor_faults(config: Config, world_size: int, entry_point: str) -> list[str]:
+    """The parallel layout, and what the run directory already holds."""
+    from megatron_opid.actor.checkpoint_directory import checkpoint_faults
+    from megatron_opid.actor.layout import layout_faults
+    from megatron_opid.resume import resume_faults
+    from megatron_opid.weights.hf_config import HfConfigError, hf_config_faults, read_hf_config
+
+    try:
+        hf_config = read_hf_config(resolve_model(config.actor.model))
+    except HfConfigError:
+        return []  # _model_faults says why
+    if hf_config_faults(hf_config):
+        return []
+    return [
+        *layout_faults(config.actor, hf_config, world_size),
+        *checkpoint_faults(Path(config.run.dir) / "checkpoints", config.actor, hf_config),
+        *resume_faults(entry_point, config),
+    ]
 
 
 def _analyzer_faults(config: Config) -> list[str]:

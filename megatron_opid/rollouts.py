@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from envs.base import load as load_environment
 from megatron_opid.actor.parallel import resolve_device
 from megatron_opid.config import Config, resolve_model
 from megatron_opid.exchange import all_gather_text
-from megatron_opid.skills.analyzer import make_analyzer
+from megatron_opid.skills.analyzer import Analyzer, make_analyzer
 from megatron_opid.skills.routing import is_scheduled
 from rollout.agent_loop import EpisodeSettings
 from rollout.engines.local import LocalEngine
@@ -50,14 +51,7 @@ class Rollout:
         )
         self._sync = InProcessSync(self._engine, config.engine.verify_every)
         self._vocab_size = json.loads((directory / "config.json").read_text())["vocab_size"]
-        self._analyzer = make_analyzer(
-            config.skills,
-            config.env.name,
-            seed=config.run.seed,
-            max_prompt_tokens=config.rollout.max_prompt_tokens,
-            engine=self._engine,
-            tokenizer=self.tokenizer,
-        )
+        self._analyzer = self._make_analyzer() if config.algorithm.name == "opid" else None
         self._worker = RolloutWorker(
             load_environment(config.env.name),
             asdict(config.env),
@@ -72,11 +66,11 @@ class Rollout:
         """The training episodes of `step`, skills attached; in order of tasks, then members of the group."""
 
         async def annotate(trajectory: Trajectory) -> HindsightSkills | None:
-            if self._analyzer is None or not is_scheduled(trajectory, step, self._config.skills):
+            if not is_scheduled(trajectory, step, self._config.skills):
                 return None
             return await self._analyzer.analyze(trajectory)
 
-        annotator = annotate if self._config.algorithm.name == "opid" else None
+        annotator = annotate if self._analyzer is not None else None
         rollout = self._config.rollout
         return self._play(tasks, rollout.group_size, rollout.temperature, step, annotator, "rollout")
 
@@ -113,6 +107,19 @@ class Rollout:
         self.metrics = _combine([part[0] for part in parts]) | summarize(trajectories)
         self.analyzer_metrics = _combine([part[1] for part in parts])
         return trajectories
+
+    def _make_analyzer(self) -> Analyzer | None:
+        skills = self._config.skills
+        # Replayed steps of a resumed run find their answers in the cache: the same skills, paid for once.
+        cache_dir = skills.cache_dir or str(Path(self._config.run.dir) / "analyzer_cache")
+        return make_analyzer(
+            replace(skills, cache_dir=cache_dir),
+            self._config.env.name,
+            seed=self._config.run.seed,
+            max_prompt_tokens=skills.max_prompt_tokens,
+            engine=self._engine,
+            tokenizer=self.tokenizer,
+        )
 
     def _settings(self, temperature: float) -> EpisodeSettings:
         env, rollout = self._config.env, self._config.rollout

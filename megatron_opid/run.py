@@ -20,6 +20,7 @@ from megatron_opid.report.records import (
     trajectories_path,
     write_token_scores,
 )
+from megatron_opid.resume import job_identity
 from rollout.record import write_trajectories
 from rollout.trajectory import Trajectory
 
@@ -34,8 +35,9 @@ class Run:
     128 + the signal's number, else 0.
     """
 
-    def __init__(self, config: Config, actor: Actor, *, rank: int) -> None:
+    def __init__(self, config: Config, actor: Actor, *, entry_point: str, rank: int) -> None:
         self.exit_code = 0
+        self._job = job_identity(entry_point, config)
         self.timer = Timer()
         self._config, self._actor, self._rank = config.run, actor, rank
         self._dir = Path(config.run.dir)
@@ -59,8 +61,8 @@ class Run:
             yield step
             received = any_rank(self._signal())
             if received or self._is_due(step, self._config.save_every):
-                done = step + 1
-                self._actor.save(self._dir / "checkpoints", done, {"step": done}, keep=self._config.keep_checkpoints)
+                state = {"step": step + 1, "job": self._job}
+                self._actor.save(self._dir / "checkpoints", step + 1, state, keep=self._config.keep_checkpoints)
             if received:
                 self.exit_code = 128 + received
                 return

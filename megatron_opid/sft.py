@@ -42,7 +42,7 @@ def fine_tune(config: Config) -> int:
         seed=config.run.seed,
         timeout_s=config.run.rank_timeout_s,
     )
-    with closing(actor), Run(config, actor, rank=dist.get_rank()) as run:
+    with closing(actor), Run(config, actor, entry_point="sft", rank=dist.get_rank()) as run:
         for step in run.steps():
             shuffled = np.random.default_rng((config.run.seed, step)).permutation(len(sequences))
             chosen = [sequences[index] for index in shuffled[: config.sft.samples_per_step]]

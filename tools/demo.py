@@ -30,7 +30,6 @@ ARMS = {
     "grpo": ["algorithm.name=grpo", "skills.analyzer=none"],
     "shuffled": ["skills.shuffle=true"],
 }
-SPLIT = "valid_seen"
 
 
 @dataclass(frozen=True)
@@ -62,15 +61,15 @@ class Demo:
         return self.root / f"{self.arm}_{self.seed}"
 
 
-def run_stage(title: str, module: str, arguments: Sequence[object], result: Path) -> None:
-    """Run `python -m module arguments` unless `result` exists.
+def run_stage(title: str, module: str, arguments: Sequence[object], result: Path | None = None) -> None:
+    """Run `python -m module arguments` unless its `result` exists.
 
     Raises:
         SystemExit: the command failed; the exit code is its own.
     """
     command = ["-m", module, *map(str, arguments)]
     print(f"\n=== {title}\n$ python {' '.join(command)}", flush=True)
-    if result.exists():
+    if result is not None and result.exists():
         print(f"{result} is there already", flush=True)
         return
     started_s = time.monotonic()
@@ -134,7 +133,7 @@ def train(demo: Demo) -> None:
 
 def play_export(demo: Demo) -> None:
     """The trained model, alone with transformers, in a game of a room that training never saw."""
-    env = load(["experiment=demo"]).env
+    config = load(["experiment=demo"])
     run_stage(
         "6 of 6: the export plays a game in an unseen room, by plain transformers",
         "tools.play",
@@ -143,15 +142,14 @@ def play_export(demo: Demo) -> None:
             "--data",
             demo.games,
             "--style",
-            env.prompt_style,
+            config.env.prompt_style,
             "--history",
-            env.history_length,
+            config.env.history_length,
             "--max-steps",
-            env.max_steps,
+            config.env.max_steps,
             "--max-tokens",
-            32,
+            config.rollout.max_response_tokens,
         ],
-        demo.root / "never_skipped",
     )
 
 

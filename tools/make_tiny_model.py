@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -109,8 +110,11 @@ def main(arguments: list[str] | None = None) -> int:
     shape = Shape(**{name: getattr(options, name) for name in vars(Shape())})
     tokenizer = train_tokenizer(read_texts(options.texts), options.vocabulary_size)
     model = make_model(shape, tokenizer, options.seed)
-    tokenizer.save_pretrained(options.out)
-    model.save_pretrained(options.out)
+    partial = options.out.with_name(options.out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    tokenizer.save_pretrained(partial)
+    model.save_pretrained(partial)
+    partial.rename(options.out)
     print(f"{options.out}: {model.num_parameters() / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}")
     return 0
 

@@ -8,18 +8,16 @@ from megatron_opid.config import ActorConfig
 from megatron_opid.weights.hf_config import hf_config_faults, parse_hf_config
 
 
-def layout_faults(
-    actor: ActorConfig, hf_config: dict[str, Any], world_size: int, tokenizer_size: int | None = None
-) -> list[str]:
+def layout_faults(actor: ActorConfig, hf_config: dict[str, Any], world_size: int) -> list[str]:
     """Every reason why `actor` cannot run this model on `world_size` ranks, each with its value and what to set.
 
-    `hf_config` is the parsed config.json; `tokenizer_size` (number of token ids), where given, must fit the vocabulary.
+    `hf_config` is the parsed config.json.
     """
     model_faults = hf_config_faults(hf_config)
     faults = model_faults + _parallel_size_faults(actor, world_size)
     if model_faults:
         return faults
-    return faults + _model_size_faults(actor, hf_config) + _vocabulary_faults(hf_config, tokenizer_size)
+    return faults + _model_size_faults(actor, hf_config)
 
 
 def _parallel_size_faults(actor: ActorConfig, world_size: int) -> list[str]:
@@ -65,8 +63,9 @@ def _model_size_faults(actor: ActorConfig, hf_config: dict[str, Any]) -> list[st
     return faults
 
 
-def _vocabulary_faults(hf_config: dict[str, Any], tokenizer_size: int | None) -> list[str]:
-    if tokenizer_size is None or tokenizer_size <= hf_config["vocab_size"]:
+def vocabulary_faults(hf_config: dict[str, Any], tokenizer_size: int) -> list[str]:
+    """Whether a tokenizer of `tokenizer_size` token ids fits the model's vocabulary."""
+    if tokenizer_size <= hf_config["vocab_size"]:
         return []
     return [
         f"the tokenizer has {tokenizer_size} token ids, the model's vocab_size is {hf_config['vocab_size']}; "

@@ -7,14 +7,15 @@ import sys
 
 import pytest
 
-from megatron_opid.actor.layout import layout_faults
+from megatron_opid.actor.layout import layout_faults, vocabulary_faults
 from megatron_opid.config import ActorConfig
 from tests.weights.test_hf_config import QWEN3
 
 
 def test_a_layout_that_fits() -> None:
     config = ActorConfig(tensor_parallel=4, pipeline_parallel=2, virtual_pipeline_parallel=2, sequence_parallel=True)
-    assert layout_faults(config, QWEN3, world_size=16, tokenizer_size=151669) == []
+    assert layout_faults(config, QWEN3, world_size=16) == []
+    assert vocabulary_faults(QWEN3, tokenizer_size=151669) == []
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,8 @@ def test_refusals(options: dict, world_size: int, message: str) -> None:
 
 def test_every_fault_is_reported() -> None:
     config = ActorConfig(tensor_parallel=3, pipeline_parallel=5, sequence_parallel=True)
-    assert len(layout_faults(config, QWEN3, world_size=7, tokenizer_size=200000)) == 6
+    assert len(layout_faults(config, QWEN3, world_size=7)) == 5
+    assert "200000 token ids" in vocabulary_faults(QWEN3, tokenizer_size=200000)[0]
 
 
 def test_a_model_that_is_not_built_is_reported_with_the_layout() -> None:

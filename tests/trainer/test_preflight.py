@@ -1,0 +1,103 @@
+"""What is refused before any rank starts, and what is not, without running anything."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from megatron_opid.config import Config, load
+from megatron_opid.preflight import evaluation_faults, sft_faults, training_faults
+from megatron_opid.resume import job_identity
+from tests.trainer.conftest import SmallRun
+
+
+def configure(small_run: SmallRun, run_dir, **extra) -> Config:
+    return load(small_run.overrides(run_dir, **extra))
+
+
+def write_checkpoint(run_dir, config: Config, entry_point: str, step: int) -> None:
+    """The description that a checkpoint of this job would have; its tensors are not looked at before a run."""
+    from megatron_opid.actor.checkpoint_directory import identity
+    from megatron_opid.weights.hf_config import parse_hf_config, read_hf_config
+
+    path = run_dir / "checkpoints" / f"step_{step}"
+    path.mkdir(parents=True)
+    shape = parse_hf_config(read_hf_config(config_path(config)))
+    state = {"step": step, "job": job_identity(entry_point, config)}
+    description = {"step": step, "identity": identity(shape, config.actor), "num_ranks": 2, "trainer_state": state}
+    (path / "checkpoint.json").write_text(json.dumps(description))
+    (run_dir / "checkpoints" / "latest").write_text(path.name + "\n")
+
+
+def config_path(config: Config):
+    from megatron_opid.config import resolve_model
+
+    return resolve_model(config.actor.model)
+
+
+def test_a_sound_run_has_no_faults(small_run: SmallRun, tmp_path):
+    config = configure(small_run, tmp_path)
+    assert training_faults(config, 2) == []
+    assert sft_faults(config, 2) == []
+
+
+def test_a_run_may_resume_itself(small_run: SmallRun, tmp_path):
+    config = configure(small_run, tmp_path)
+    write_checkpoint(tmp_path, config, "train", step=2)
+    assert training_faults(config, 2) == []
+
+
+@pytest.mark.parametrize(
+    "extra, entry_point, message",
+    [
+        ({}, "sft", "entry_point is 'sft'"),
+        ({"run__seed": 7}, "train", "run.seed is 0"),
+        ({"run__num_steps": 1}, "train", "at step 2, beyond run.num_steps=1"),
+    ],
+)
+def test_another_job_in_the_run_directory_is_refused(small_run: SmallRun, tmp_path, extra, entry_point, message):
+    write_checkpoint(tmp_path, configure(small_run, tmp_path), entry_point, step=2)
+    faults = training_faults(configure(small_run, tmp_path, **extra), 2)
+    assert len(faults) == 1 and message in faults[0]
+
+
+def test_a_checkpoint_of_other_weights_of_the_same_shape_is_refused(small_run: SmallRun, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    config = configure(small_run, tmp_path / "run")
+    write_checkpoint(tmp_path / "run", config, "train", step=2)
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in small_run.model.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(other / "model.safetensors")
+    save_file({name: torch.zeros_like(t) for name, t in tensors.items()}, other / "model.safetensors", {"format": "pt"})
+    faults = training_faults(configure(small_run, tmp_path / "run", actor__model=other), 2)
+    assert len(faults) == 1 and "initial weights" in faults[0]
+
+
+def test_a_sequence_must_fit_a_micro_batch(small_run: SmallRun, tmp_path):
+    faults = training_faults(configure(small_run, tmp_path, actor__tokens_per_micro_batch=100), 2)
+    assert len(faults) == 1 and "actor.tokens_per_micro_batch=100" in faults[0]
+
+
+def test_a_policy_analyzer_must_fit_the_model(small_run: SmallRun, tmp_path):
+    faults = training_faults(configure(small_run, tmp_path, skills__analyzer="policy"), 2)
+    assert len(faults) == 1 and "skills.max_prompt_tokens" in faults[0]
+
+
+def test_grpo_needs_no_analyzer_endpoint(small_run: SmallRun, tmp_path, monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+    extra = {"skills__analyzer": "openai"}
+    assert training_faults(configure(small_run, tmp_path, algorithm__name="grpo", **extra), 2) == []
+    faults = training_faults(configure(small_run, tmp_path, algorithm__name="opid", **extra), 2)
+    assert any("OPENAI_API_KEY" in fault for fault in faults)
+
+
+def test_evaluation_does_not_care_for_the_training_layout(small_run: SmallRun, tmp_path):
+    config = configure(small_run, tmp_path, actor__tensor_parallel=2)
+    assert evaluation_faults(config, "valid_seen", None) == []
+    assert "the games 0 to 5" in evaluation_faults(config, "valid_seen", 6)[0]
