@@ -187,7 +187,8 @@ class RunConfig:
     wandb: Literal["disabled", "offline", "online"] = "disabled"
     wandb_project: str = "megatron-opid"
     rank_timeout_s: PositiveFloat = 1800.0
-    shutdown_grace_s: PositiveInt = 45  # from the request to stop until a rank is killed
+    shutdown_grace_s: PositiveInt = 45  # from a rank's failure until the others are killed
+    signal_grace_s: PositiveInt = 1800  # from a signal to stop until ranks are killed: the step in progress must finish
 
 
 @dataclass(frozen=True, config=STRICT)

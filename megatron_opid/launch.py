@@ -1,4 +1,4 @@
-"""Starting the ranks of one machine: an entry point checks its configuration once, then runs itself under torchrun.
+"""Starting the ranks of one machine: an entry point checks its configuration once, then runs itself once per rank.
 
 Under an external launcher (torchrun, srun: RANK is set) the process is a rank already and just runs.
 """
@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from megatron_opid.config import Config, ConfigError, load
-
-if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from megatron_opid.ranks import ERROR_FILE, RankEnd, error_file, signal_ranks, start_rank, wait_for_ranks
 
 EXIT_BAD_INPUT = 2
 # What gloo and NCCL say on a rank whose peer has died.
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
-HANDLED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 def entry_point(
@@ -32,67 +34,59 @@ def entry_point(
     """Run `run(config)` on every rank and return the exit code of the first rank that ended badly, else 0.
 
     What `find_faults(config, world_size)` finds, before any process group exists, is printed once, all of it; the exit
-    code is then 2.
+    code is then 2, on every rank: one that went on would wait for the others.
     """
     is_rank = "RANK" in os.environ
     try:
         config = load(arguments)
-        if int(os.environ.get("RANK", "0")) == 0:
-            faults = find_faults(config, int(os.environ["WORLD_SIZE"]) if is_rank else config.run.num_processes)
-            if faults:
-                raise ConfigError(faults)
+        faults = find_faults(config, int(os.environ["WORLD_SIZE"]) if is_rank else config.run.num_processes)
+        if faults:
+            raise ConfigError(faults)
     except ConfigError as error:
-        print(f"{module}: {error}", file=sys.stderr)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"{module}: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     if is_rank:
         return run(config)
-    return start_ranks(module, arguments, config.run.num_processes, shutdown_grace_s=config.run.shutdown_grace_s)
-
-
-def start_ranks(module: str, arguments: Sequence[str], num_processes: int, *, shutdown_grace_s: int) -> int:
-    """Run `python -m module arguments` as `num_processes` ranks of this machine, by torch's elastic agent.
-
-    When one rank ends badly, the others are asked to stop, killed after `shutdown_grace_s`, and that first rank's error
-    is printed last. SIGTERM and SIGUSR1 reach every rank. Returns: the first failing rank's exit code, or 0.
-    """
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    # Spinning OpenMP threads of one rank would take the core of the other.
-    threads = max(1, (os.cpu_count() or 1) // num_processes)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    launch = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_processes,
-        run_id=f"{module}-{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        monitor_interval=0.5,
-        signals_to_handle=HANDLED_SIGNALS,
-        shutdown_timeout=shutdown_grace_s,
+    return start_ranks(
+        module,
+        arguments,
+        config.run.num_processes,
+        shutdown_grace_s=config.run.shutdown_grace_s,
+        signal_grace_s=config.run.signal_grace_s,
     )
-    try:
-        elastic_launch(launch, sys.executable)("-m", module, *arguments)
-    except ChildFailedError as error:
-        rank, failure = min(error.failures.items(), key=lambda item: (_is_consequence(item[1]), item[1].timestamp))
-        print(f"\nrank {rank} ended first, exit code {failure.exitcode}:\n{_message(failure)}", file=sys.stderr)
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-    except SignalException as error:
-        print(f"stopped by {error.sigval.name}; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 128 + error.sigval
-    return 0
+
+
+def start_ranks(
+    module: str, arguments: Sequence[str], num_processes: int, *, shutdown_grace_s: int, signal_grace_s: int
+) -> int:
+    """Run `python -m module arguments` as `num_processes` ranks of this machine, which never outlive this process.
+
+    When one rank ends badly, the others are sent SIGTERM, killed after `shutdown_grace_s`, and that first rank's error
+    is printed last. The first of SIGTERM, SIGINT, SIGHUP and SIGUSR1 is sent on to every rank; what still runs
+    `signal_grace_s` later is killed. Returns: 0, the first failing rank's exit code, or 128 + the signal's number.
+    """
+    ranks: list[subprocess.Popen] = []
+    with tempfile.TemporaryDirectory(prefix="megatron_opid_") as name, _catch(FORWARDED) as caught:
+        directory = Path(name)
+        try:
+            for rank in range(num_processes):
+                ranks.append(start_rank(module, arguments, rank, num_processes, directory))
+            ends = wait_for_ranks(ranks, caught, shutdown_grace_s=shutdown_grace_s, signal_grace_s=signal_grace_s)
+        finally:
+            signal_ranks(ranks, signal.SIGKILL)
+        return _conclude(ends, caught, directory)
 
 
 def rank_main(main: Callable[[], int]) -> None:
     """Run a rank's `main`, leaving its traceback where the launcher finds it, and exit with its code."""
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    sys.exit(record(main)())
+    try:
+        code = main()
+    except Exception:
+        if ERROR_FILE in os.environ:
+            Path(os.environ[ERROR_FILE]).write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+    sys.exit(code)
 
 
 def request_flag(signals: Sequence[signal.Signals]) -> Callable[[], int]:
@@ -108,13 +102,35 @@ def request_flag(signals: Sequence[signal.Signals]) -> Callable[[], int]:
     return lambda: received
 
 
-def _is_consequence(failure: ProcessFailure) -> bool:
-    """Whether the rank only ended because another one had: asked to by the launcher, or its peer was gone."""
-    return failure.exitcode == -signal.SIGTERM or any(text in _message(failure) for text in PEER_IS_GONE)
+@contextmanager
+def _catch(signals: Sequence[signal.Signals]) -> Iterator[list[int]]:
+    """The numbers of the `signals` received meanwhile. What is ignored (nohup) stays ignored."""
+    caught: list[int] = []
+    before = {number: signal.getsignal(number) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, lambda received, _frame: caught.append(received))
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _message(failure: ProcessFailure) -> str:
-    if isinstance(failure.message, dict):
-        extra = failure.message.get("extraInfo", {})
-        return extra.get("py_callstack") or failure.message.get("message", "")
-    return failure.message
+def _conclude(ends: Sequence[RankEnd], caught: Sequence[int], directory: Path) -> int:
+    """Print why the ranks ended, unless all is well; the exit code for it."""
+    errors = {end.rank: _read(error_file(directory, end.rank)) for end in ends}
+    failed = [end for end in ends if end.code != 0 and not end.obeyed]
+    culprits = [end for end in failed if not any(text in errors[end.rank] for text in PEER_IS_GONE)]
+    if caught and not culprits and any(end.code != 0 for end in ends):
+        name = signal.Signals(caught[0]).name
+        print(f"stopped by {name}; the same command resumes from the last checkpoint", file=sys.stderr)
+        return 128 + caught[0]
+    for end in (culprits or failed)[:1]:
+        how = f"exit code {end.code}" if end.code > 0 else f"killed by {signal.Signals(-end.code).name}"
+        print(f"\nrank {end.rank} ended first, {how}:\n{errors[end.rank]}", file=sys.stderr)
+        return end.code if end.code > 0 else 128 - end.code
+    return 0
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else "(it left no traceback)"

@@ -1,4 +1,4 @@
-"""Process groups: torch.distributed from torchrun's environment, Megatron's groups from ActorConfig, seeds, the end."""
+"""Process groups: torch.distributed, Megatron's groups from ActorConfig, seeds, the end."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from megatron_opid.actor import cpu
 from megatron_opid.config import ActorConfig
+from megatron_opid.rendezvous import join_world
 
 
 def resolve_device(name: str) -> torch.device:
@@ -30,7 +31,7 @@ def device_context(device: torch.device) -> AbstractContextManager:
 def initialize(actor: ActorConfig, device: torch.device, *, seed: int, timeout_s: float) -> bool:
     """Start torch.distributed, unless it runs already, and build Megatron's process groups; seed every generator.
 
-    A process without torchrun's environment becomes a world of one rank. `timeout_s` bounds every collective.
+    `timeout_s` bounds every collective.
     Returns: whether torch.distributed was started here, for `destroy` to end it.
     """
     if device.type == "cpu":
@@ -40,7 +41,7 @@ def initialize(actor: ActorConfig, device: torch.device, *, seed: int, timeout_s
     timeout = timedelta(seconds=timeout_s)
     starts_world = not dist.is_initialized()
     if starts_world:
-        _init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl", timeout)
+        join_world("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl", timeout=timeout)
     with device_context(device):
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=actor.tensor_parallel,
@@ -80,10 +81,3 @@ def sum_over_replicas(values: torch.Tensor) -> torch.Tensor:
         values.zero_()
     dist.all_reduce(values)
     return values
-
-
-def _init_process_group(backend: str, timeout: timedelta) -> None:
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)

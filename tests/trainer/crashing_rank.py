@@ -10,11 +10,12 @@ import time
 import torch.distributed as dist
 
 from megatron_opid.launch import rank_main, request_flag
+from megatron_opid.rendezvous import join_world
 
 
 def main() -> int:
     how = sys.argv[1]
-    dist.init_process_group("gloo")
+    join_world("gloo")
     stop = request_flag([signal.SIGTERM])
     if dist.get_rank() == 1:
         if how == "raise":

@@ -1,0 +1,114 @@
+"""The rank processes of one machine: started, watched, signalled."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Set for the ranks: the file in which they meet, and the one for the traceback of what ends this rank.
+RENDEZVOUS_FILE = "MEGATRON_OPID_RENDEZVOUS"
+ERROR_FILE = "MEGATRON_OPID_ERROR_FILE"
+POLL_S = 0.1
+# A rank's peers may end before it does; asked to stop at once, it could not end with its own exit code.
+SETTLE_S = 1.0
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class RankEnd:
+    """How a rank ended: its exit code (-n: by signal n), and whether that was asked for by a signal of the launcher."""
+
+    rank: int
+    code: int
+    obeyed: bool
+
+
+def error_file(directory: Path, rank: int) -> Path:
+    """Where a rank leaves the traceback of the exception that ended it."""
+    return directory / f"error_of_rank_{rank}.txt"
+
+
+def start_rank(
+    module: str, arguments: Sequence[str], rank: int, num_processes: int, directory: Path
+) -> subprocess.Popen:
+    """`python -m module arguments` as one rank of `num_processes`, which meet in `directory`; it dies with the caller.
+
+    A session of its own: what a terminal or `timeout` sends to a whole process group comes once, from the launcher, and
+    not to the workers of a rank that has a step to finish.
+    """
+    # Spinning OpenMP threads of one rank would take the core of the other.
+    threads = max(1, (os.cpu_count() or 1) // num_processes)
+    defaults = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "GLOO_SOCKET_IFNAME": "lo"}
+    place = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+        RENDEZVOUS_FILE: str(directory / "rendezvous"),
+        ERROR_FILE: str(error_file(directory, rank)),
+    }
+    libc, launcher = ctypes.CDLL(None), os.getpid()
+
+    def end_with_launcher() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != launcher:  # it died before the call
+            os._exit(1)
+
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        env=defaults | os.environ | place,
+        start_new_session=True,
+        preexec_fn=end_with_launcher,
+    )
+
+
+def wait_for_ranks(
+    ranks: Sequence[subprocess.Popen], caught: Sequence[int], *, shutdown_grace_s: int, signal_grace_s: int
+) -> list[RankEnd]:
+    """Wait until every rank has ended; how they did, in that order.
+
+    The first signal to stand in `caught` is sent on to all, and SIGKILL `signal_grace_s` later. Where a rank ends
+    badly, the others get SIGTERM, and SIGKILL `shutdown_grace_s` later.
+    """
+    ends: dict[int, RankEnd] = {}
+    due_s: dict[int, float] = {}
+    sent: set[int] = set()
+    while len(ends) < len(ranks):
+        time.sleep(POLL_S)
+        for rank, process in enumerate(ranks):
+            if rank not in ends and process.poll() is not None:
+                code = process.returncode
+                ends[rank] = RankEnd(rank, code, obeyed=-code in sent or code - 128 in sent)
+        now_s = time.monotonic()
+        if caught:
+            due_s.setdefault(caught[0], now_s)
+            due_s.setdefault(signal.SIGKILL, now_s + signal_grace_s)
+        # A rank that a signal killed (code < 0), even one sent on, will not do its part of the others' step.
+        if any(end.code < 0 or (end.code > 0 and not end.obeyed) for end in ends.values()):
+            due_s.setdefault(signal.SIGTERM, now_s + SETTLE_S)
+            kill_s = now_s + SETTLE_S + shutdown_grace_s
+            due_s[signal.SIGKILL] = min(due_s.get(signal.SIGKILL, math.inf), kill_s)
+        for number in [number for number, at_s in due_s.items() if now_s >= at_s and number not in sent]:
+            signal_ranks(ranks, number)
+            sent.add(number)
+    return list(ends.values())
+
+
+def signal_ranks(ranks: Sequence[subprocess.Popen], number: int) -> None:
+    """Send a signal to the ranks that still run; SIGKILL to their workers, too."""
+    for process in ranks:
+        if process.poll() is not None:
+            continue
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+            process.wait()
+        else:
+            process.send_signal(number)
