@@ -10,45 +10,24 @@ import torch
 from torch import Tensor
 
 from megatron_opid.actor.samples import PolicySample
-from megatron_opid.algorithm.losses import (
-    LossCoefficients,
-    PolicyLoss,
-    PolicyTerms,
-    aggregation_weights,
-    policy_loss,
-)
+from megatron_opid.algorithm.losses import PolicyLoss, PolicyTerms, aggregation_weights
+from megatron_opid.kernels.linear_logprob import PolicyObjective
 
 
 @dataclass(frozen=True)
-class PolicyObjective:
-    """The policy loss of one micro-batch, called by the head with chunks of its rows; keeps the new log-probs [T]."""
+class RecordedPolicyObjective(PolicyObjective):
+    """The policy loss of one micro-batch, which keeps the new log-probs float32 [T]."""
 
-    terms: PolicyTerms
-    coefficients: LossCoefficients
     logprobs: Tensor
 
     def __call__(self, logprobs: Tensor, entropy: Tensor | None, rows: slice) -> PolicyLoss:
         self.logprobs[rows] = logprobs.detach()
-        if entropy is not None and not self.coefficients.entropy:
-            entropy = entropy.detach()
-        terms = {name: None if value is None else value[rows] for name, value in vars(self.terms).items()}
-        return policy_loss(logprobs, entropy, PolicyTerms(**terms), self.coefficients)
+        return super().__call__(logprobs, entropy, rows)
 
     def max_ratio_deviation(self) -> Tensor:
         """max_t |π_new/π_old − 1|; 0 for no tokens."""
         deviation = (self.logprobs - self.terms.old_logprobs).expm1().abs()
         return deviation.max() if len(deviation) else deviation.new_zeros(())
-
-
-@dataclass(frozen=True)
-class CrossEntropy:
-    """−Σ_t w_t · log p_t over one micro-batch; weights float32 [T]."""
-
-    weights: Tensor
-
-    def __call__(self, logprobs: Tensor, entropy: Tensor | None, rows: slice) -> PolicyLoss:
-        total = -(self.weights[rows] * logprobs).sum()
-        return PolicyLoss(total, {"cross_entropy": total.detach()})
 
 
 def policy_terms(samples: Sequence[PolicySample], aggregation: str) -> list[PolicyTerms]:

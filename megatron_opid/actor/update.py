@@ -10,14 +10,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_opid.actor.head import HeadInput
-from megatron_opid.actor.objectives import CrossEntropy, PolicyObjective, join_terms, policy_terms
+from megatron_opid.actor.objectives import RecordedPolicyObjective, join_terms, policy_terms
 from megatron_opid.actor.optimizer import Optimizer
 from megatron_opid.actor.packing import Packer, pack
 from megatron_opid.actor.parallel import is_last_stage, sum_over_replicas
 from megatron_opid.actor.pipeline import MicroBatch, run_micro_batches
 from megatron_opid.actor.samples import PolicySample, TokenSequence
 from megatron_opid.algorithm.losses import LossCoefficients
-from megatron_opid.kernels.linear_logprob import TokenLoss
+from megatron_opid.kernels.linear_logprob import CrossEntropy, TokenLoss
 
 
 def policy_update(
@@ -31,9 +31,9 @@ def policy_update(
     """One update of the policy loss over all samples. Statistics are weighted means over the whole update's tokens."""
     terms = policy_terms(samples, aggregation)
 
-    def objective(indices: Sequence[int]) -> PolicyObjective:
+    def objective(indices: Sequence[int]) -> RecordedPolicyObjective:
         joined = join_terms(terms, indices, packer.device)
-        return PolicyObjective(joined, coefficients, torch.empty_like(joined.old_logprobs))
+        return RecordedPolicyObjective(joined, coefficients, torch.empty_like(joined.old_logprobs))
 
     sequences = [sample.sequence for sample in samples]
     statistics, objectives = _accumulate_gradients(chunks, optimizer, packer, sequences, objective, with_entropy=True)
@@ -103,7 +103,7 @@ def _sum_statistics(sums: Sequence[dict[str, Tensor]], names: Sequence[str], dev
     return dict(zip(names, sum_over_replicas(totals).tolist(), strict=True))
 
 
-def _max_ratio_deviation(objectives: Sequence[PolicyObjective], device: torch.device) -> float:
+def _max_ratio_deviation(objectives: Sequence[RecordedPolicyObjective], device: torch.device) -> float:
     """Over all tokens of all ranks; only the last stage has log-probs."""
     deviation = torch.zeros((), device=device)
     if is_last_stage():

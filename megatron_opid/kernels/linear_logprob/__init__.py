@@ -13,11 +13,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_opid.algorithm.losses import LossCoefficients, PolicyLoss, PolicyTerms, policy_loss
+from megatron_opid.algorithm.losses import LossCoefficients, PolicyTerms
 from megatron_opid.kernels.linear_logprob.backends import make_head
 from megatron_opid.kernels.linear_logprob.loss import RecomputedLogprobs, TokenLoss, logprobs, token_loss
+from megatron_opid.kernels.linear_logprob.objectives import CrossEntropy, PolicyObjective
 
-__all__ = ["TokenLoss", "linear_cross_entropy", "linear_logprob", "linear_policy_loss", "linear_token_loss"]
+__all__ = [
+    "CrossEntropy",
+    "PolicyObjective",
+    "TokenLoss",
+    "linear_cross_entropy",
+    "linear_logprob",
+    "linear_policy_loss",
+    "linear_token_loss",
+]
 
 
 def linear_logprob(
@@ -96,12 +105,9 @@ def linear_policy_loss(
     if coefficients.entropy and not with_entropy:
         raise ValueError(f"entropy coefficient {coefficients.entropy} without the entropy; set with_entropy=True")
 
-    def loss(logprobs: Tensor, entropy: Tensor | None, rows: slice) -> PolicyLoss:
-        if entropy is not None and not coefficients.entropy:
-            entropy = entropy.detach()
-        return policy_loss(logprobs, entropy, _rows_of(terms, rows), coefficients)
-
-    return linear_token_loss(hidden, weight, targets, loss, with_entropy=with_entropy, **options)
+    return linear_token_loss(
+        hidden, weight, targets, PolicyObjective(terms, coefficients), with_entropy=with_entropy, **options
+    )
 
 
 def linear_cross_entropy(
@@ -111,13 +117,4 @@ def linear_cross_entropy(
 
     Args: token_weights float [T]. Returns: loss, and {"cross_entropy": the same sum, detached}.
     """
-
-    def loss(logprobs: Tensor, entropy: Tensor | None, rows: slice) -> PolicyLoss:
-        total = -(token_weights[rows] * logprobs).sum()
-        return PolicyLoss(total, {"cross_entropy": total.detach()})
-
-    return linear_token_loss(hidden, weight, targets, loss, **options)
-
-
-def _rows_of(terms: PolicyTerms, rows: slice) -> PolicyTerms:
-    return PolicyTerms(**{name: None if value is None else value[rows] for name, value in vars(terms).items()})
+    return linear_token_loss(hidden, weight, targets, CrossEntropy(token_weights), **options)
