@@ -25,6 +25,7 @@ OBJECTS = (
     *("Apple", "Potato", "Tomato", "Egg", "Mug", "Cup", "Bowl", "Plate", "SoapBar", "Cloth", "ToiletPaper"),
     *("Book", "CD", "CellPhone", "Pen", "KeyChain", "RemoteControl", "Laptop", "DeskLamp"),
 )
+TEMPERATURES = (0.4, 1.0)
 ARMS = {
     "opid": [],
     "grpo": ["algorithm.name=grpo", "skills.analyzer=none"],
@@ -153,11 +154,29 @@ def play_export(demo: Demo) -> None:
     )
 
 
-def success_before_and_after(demo: Demo) -> tuple[dict[str, float], dict[str, float]]:
-    """Validation metrics of the cold start and of the last validation, from the run's metrics.jsonl."""
-    lines = [json.loads(line) for line in (demo.training / "metrics.jsonl").read_text().splitlines()]
-    validated = [line for line in lines if "validation/success_rate" in line]
-    return validated[0], validated[-1]
+def evaluate(demo: Demo) -> dict[float, tuple[float, float]]:
+    """Success on held-out games before and after training, by sampling temperature: 1 is how the policy was trained."""
+    rates = {}
+    for temperature in TEMPERATURES:
+        pair = []
+        for run in (demo.cold_start, demo.training):
+            result = run / f"evaluation_{temperature}.json"
+            run_stage(
+                f"held-out games, {run.name}, temperature {temperature}",
+                "megatron_opid.evaluate",
+                [
+                    "experiment=demo",
+                    f"actor.model={run / 'hf'}",
+                    f"env.data={demo.games}",
+                    f"rollout.validation_temperature={temperature}",
+                    "--json",
+                    result,
+                ],
+                result,
+            )
+            pair.append(json.loads(result.read_text())["rates"]["all"])
+        rates[temperature] = tuple(rate["num_won"] / rate["num_episodes"] for rate in pair)
+    return rates
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -172,13 +191,11 @@ def main(arguments: list[str] | None = None) -> int:
     started_s = time.monotonic()
     prepare(demo)
     train(demo)
+    rates = evaluate(demo)
     play_export(demo)
-    before, after = success_before_and_after(demo)
-    games = int(after["validation/num_episodes"])
-    print(
-        f"\nsuccess on {games} held-out games: {before['validation/success_rate']:.1%} before training, "
-        f"{after['validation/success_rate']:.1%} after"
-    )
+    print("\nsuccess on 128 held-out games     before   after")
+    for temperature, (before, after) in rates.items():
+        print(f"sampled at temperature {temperature:<10} {before:6.1%}  {after:6.1%}")
     print(f"report: {demo.training / 'report.html'}   Hugging Face export: {demo.training / 'hf'}")
     print(f"the demo took {(time.monotonic() - started_s) / 60:.1f} minutes")
     return 0

@@ -16,21 +16,26 @@ from pathlib import Path
 
 from megatron_opid.report.compare import parse_arm, write_comparison
 from megatron_opid.report.statistics import mean_and_deviation
-from tools.demo import ARMS, Demo, prepare, success_before_and_after, train
+from tools.demo import ARMS, TEMPERATURES, Demo, evaluate, prepare, train
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One arm over all seeds: success rate on the held-out games before and after training, a value per seed."""
+    """One arm over all seeds: success on the held-out games before and after training, a value per seed."""
 
     arm: str
+    temperature: float
     before: tuple[float, ...]
     after: tuple[float, ...]
 
     def line(self) -> str:
         gains = [after - before for before, after in zip(self.before, self.after, strict=True)]
         columns = (mean_and_deviation(values) for values in (self.before, self.after, gains))
-        return f"| {self.arm} | " + " | ".join(f"{mean:.1%} ± {deviation:.1%}" for mean, deviation in columns) + " |"
+        return (
+            f"| {self.temperature} | {self.arm} | "
+            + " | ".join(f"{mean:.1%} ± {deviation:.1%}" for mean, deviation in columns)
+            + " |"
+        )
 
 
 def study(root: Path, seeds: list[int]) -> list[ArmResult]:
@@ -41,11 +46,12 @@ def study(root: Path, seeds: list[int]) -> list[ArmResult]:
             demo = Demo(root, seed, arm)
             prepare(demo)
             train(demo)
+    rates = {arm: [evaluate(Demo(root, seed, arm)) for seed in seeds] for arm in ARMS}
     results = []
-    for arm in ARMS:
-        pairs = [success_before_and_after(Demo(root, seed, arm)) for seed in seeds]
-        before, after = (tuple(pair[k]["validation/success_rate"] for pair in pairs) for k in (0, 1))
-        results.append(ArmResult(arm, before, after))
+    for temperature in TEMPERATURES:
+        for arm in ARMS:
+            before, after = zip(*(rate[temperature] for rate in rates[arm]), strict=True)
+            results.append(ArmResult(arm, temperature, before, after))
     return results
 
 
@@ -65,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     for suffix in (".svg", ".html"):
         write_comparison(arms, options.out.with_suffix(suffix))
     options.out.with_suffix(".json").write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
-    print("\n| arm | before | after | gain |\n| --- | --- | --- | --- |")
+    print("\n| temperature | arm | before | after | gain |\n| --- | --- | --- | --- | --- |")
     print("\n".join(result.line() for result in results))
     return 0
 
