@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -12,14 +12,20 @@ from rollout.weight_sync.base import WeightSync
 
 
 class InProcessSync(WeightSync):
-    """Copies into a LocalEngine. Called between collections, from outside any event loop."""
+    """Copies into a LocalEngine. Called between collections, from outside any event loop.
 
-    def __init__(self, engine: LocalEngine, verify_every: int):
+    Args:
+        run: runs a coroutine to its end on the event loop that the engine's requests ran on (`RolloutWorker.run`): a
+            request that was cancelled there may have left the engine's decoding unfinished, and only that loop ends it.
+    """
+
+    def __init__(self, engine: LocalEngine, run: Callable[[Coroutine[Any, Any, None]], None], verify_every: int):
         super().__init__(verify_every)
         self._engine = engine
+        self._run = run
 
     def transfer(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        asyncio.run(self._engine.update_weights(named_tensors, version))
+        self._run(self._engine.update_weights(named_tensors, version))
 
     def held_digests(self) -> Mapping[str, int]:
         return self._engine.digests()

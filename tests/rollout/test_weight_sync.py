@@ -1,13 +1,19 @@
 """Weight sync into the local engine, and the digest that guards it."""
 
+import asyncio
+
 import pytest
 import torch
 
+from envs.base import Task
+from rollout.engines.base import Sampling
 from rollout.engines.local import LocalEngine
 from rollout.weight_sync.base import PushReport
 from rollout.weight_sync.digest import DigestMismatch, digest
 from rollout.weight_sync.in_process import InProcessSync
-from tests.rollout.tiny import make_model
+from rollout.worker import RolloutWorker
+from tests.rollout import toy_env
+from tests.rollout.tiny import make_model, make_settings, make_tokenizer
 
 
 def weights(model):
@@ -32,7 +38,7 @@ class Corrupting(InProcessSync):
 
 def test_push_moves_everything_and_says_so():
     engine, other = LocalEngine(make_model(0)), make_model(1)
-    sync = InProcessSync(engine, verify_every=2)
+    sync = InProcessSync(engine, asyncio.run, verify_every=2)
     reports = [sync.push(weights(other), version) for version in (1, 2, 3)]
     assert [report.verified for report in reports] == [True, False, True]
     assert engine.weight_version == 3
@@ -45,7 +51,7 @@ def test_push_moves_everything_and_says_so():
 
 def test_one_flipped_bit_is_found_and_named_when_verified():
     name = "model.layers.1.mlp.down_proj.weight"
-    sync = Corrupting(LocalEngine(make_model(0)), verify_every=2)
+    sync = Corrupting(LocalEngine(make_model(0)), asyncio.run, verify_every=2)
     sync.push(weights(make_model(1)), 1)
     sync.victim = name
     sync.push(weights(make_model(1)), 2)  # not a verified push
@@ -53,9 +59,37 @@ def test_one_flipped_bit_is_found_and_named_when_verified():
         sync.push(weights(make_model(1)), 3)
 
 
+def test_a_push_after_a_request_that_timed_out_does_not_wait_forever():
+    engine = LocalEngine(make_model(0))
+    cut_off = []
+
+    async def impatient(trajectory):
+        """Like the policy analyzer: a request that is given up as the last of the collection."""
+        sampling = Sampling(temperature=1.0, max_tokens=400, stop_token_ids=())
+        try:
+            async with asyncio.timeout(0.02):
+                await engine.generate([5] * 10, sampling, session=trajectory.uid)
+        except TimeoutError:
+            cut_off.append(trajectory.uid)
+
+    async def timed(coroutine):
+        async with asyncio.timeout(30):
+            await coroutine
+
+    with RolloutWorker(toy_env, {}, engine, make_tokenizer(), run_seed=1, progress=False) as worker:
+        tasks, settings = [Task("toy", 0, 0, "train")], make_settings()
+        worker.collect_sync(tasks, 1, settings, training_step=0, annotator=impatient)
+        assert len(cut_off) == 1 and not engine._driver.done()
+        InProcessSync(engine, lambda coroutine: worker.run(timed(coroutine)), verify_every=1).push(
+            weights(make_model(1)), 1
+        )
+        assert engine.weight_version == 1
+        assert worker.collect_sync(tasks, 1, settings, training_step=1)[0].steps[0].weight_version == 1
+
+
 def test_verify_every_must_be_positive():
     with pytest.raises(ValueError, match="verify_every=0"):
-        InProcessSync(LocalEngine(make_model()), verify_every=0)
+        InProcessSync(LocalEngine(make_model()), asyncio.run, verify_every=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64])
