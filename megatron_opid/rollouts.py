@@ -49,7 +49,6 @@ class Rollout:
             dtype=torch.float32 if config.actor.precision == "fp32" else torch.bfloat16,
             max_batch_sequences=config.engine.max_batch_sequences,
         )
-        self._sync = InProcessSync(self._engine, config.engine.verify_every)
         self._vocab_size = json.loads((directory / "config.json").read_text())["vocab_size"]
         self._analyzer = self._make_analyzer() if config.algorithm.name == "opid" else None
         self._worker = RolloutWorker(
@@ -61,6 +60,7 @@ class Rollout:
             num_processes=config.env.num_processes,
             progress=None if rank == 0 else False,
         )
+        self._sync = InProcessSync(self._engine, self._worker.run, config.engine.verify_every)
 
     def collect(self, tasks: Sequence[Task], step: int) -> tuple[Trajectory, ...]:
         """The training episodes of `step`, skills attached; in order of tasks, then members of the group."""
