@@ -15,7 +15,7 @@ _ENGINES = {"native": NativeEngine, "official": OfficialEngine}
 
 
 class AlfworldEnvironment:
-    """Plays the games under `data`. Task.index, modulo their number, picks from the split's games in path order."""
+    """Plays the games under `data`. Task.index counts the split's games in path order, from 0."""
 
     def __init__(self, engine: Engine, data: str) -> None:
         self._engine = engine
@@ -25,10 +25,15 @@ class AlfworldEnvironment:
         """Start the task's game. Task.seed has no effect: a game is fully described by its file.
 
         Raises:
-            ValueError: the split or the game file is missing or torn; the message names the path.
+            ValueError: Task.index is out of range, or the split or the game file is missing or torn; the message names
+                the path.
         """
         games = list_games(self._data, task.split)
-        path = games[task.index % len(games)]
+        if not 0 <= task.index < len(games):
+            raise ValueError(
+                f"game {task.index} of {task.split!r} does not exist: {self._data} has 0 to {len(games) - 1}"
+            )
+        path = games[task.index]
         turn = self._engine.load(path)
         return Start(
             goal=turn.text.rpartition(TASK_PREFIX)[2].removesuffix("."),

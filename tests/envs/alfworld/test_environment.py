@@ -15,9 +15,16 @@ def test_a_task_names_one_game(small_games):
     environment = package.make_environment(options)
     assert package.num_tasks("train", options) == package.num_tasks("valid_unseen", options) == 12
     starts = [environment.reset(Task("alfworld", index, 0, "train")) for index in range(12)]
-    assert environment.reset(Task("alfworld", 12 + 5, 99, "train")) == starts[5]
+    assert environment.reset(Task("alfworld", 5, 99, "train")) == starts[5]  # the seed has no effect
     assert len({start.category for start in starts}) == 6
     assert all(start.observation.text.endswith(f"Your task is to: {start.goal}.") for start in starts)
+
+
+@pytest.mark.parametrize("index", [-1, 12])
+def test_a_game_out_of_range_is_refused(small_games, index):
+    environment = load("alfworld").make_environment({"engine": NATIVE, "data": str(small_games)})
+    with pytest.raises(ValueError, match=f"game {index} of 'train' .* 0 to 11"):
+        environment.reset(Task("alfworld", index, 0, "train"))
 
 
 @pytest.mark.parametrize("engine", [NATIVE, "official"])
