@@ -41,7 +41,8 @@ sys.exit(start_ranks("tests.trainer.stopping_rank", sys.argv[1:], 2, shutdown_gr
 def two_running_ranks(directory: Path, *, seconds_to_stop: int) -> Iterator[tuple[subprocess.Popen, list[int]]]:
     """The launcher and its ranks' process ids."""
     command = [sys.executable, "-c", LAUNCH, str(directory), str(seconds_to_stop)]
-    launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"TMPDIR": str(directory)}  # a killed launcher cannot remove its temporary directory
+    launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     marks = [directory / f"running_{rank}" for rank in range(2)]
     try:
         wait_until(lambda: all(mark.exists() and mark.read_text() for mark in marks), timeout_s=90)
