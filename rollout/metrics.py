@@ -18,7 +18,6 @@ class Tally:
     last_episode_end_s: float = field(default_factory=time.perf_counter)
     num_failures: Counter[str] = field(default_factory=Counter)  # by cause; replayed attempts count as well
     num_replays: int = 0
-    num_annotator_errors: int = 0
 
     def count_failure(self, failure: str) -> None:
         """Count by what stands before the colon: environment, engine."""
@@ -66,7 +65,6 @@ def cost(tally: Tally, num_response_tokens: float, engine_busy_s: float | None) 
         "seconds": seconds,
         "response_tokens_per_s": num_response_tokens / seconds,
         "num_replays": tally.num_replays,
-        "num_annotator_errors": tally.num_annotator_errors,
         "num_failures/environment": tally.num_failures["environment"],
         "num_failures/engine": tally.num_failures["engine"],
     }

@@ -30,10 +30,6 @@ logger = logging.getLogger(__name__)
 Annotator = Callable[[Trajectory], Awaitable[HindsightSkills | None]]
 
 
-class RolloutError(RuntimeError):
-    """No episode of a collection could be played."""
-
-
 class RolloutWorker:
     """Environments, an engine and a tokenizer, kept from one collection to the next.
 
@@ -105,17 +101,19 @@ class RolloutWorker:
         """Play `group_size` episodes of every task; trajectories in order of tasks, then members.
 
         A failed episode is played once more in a fresh environment; one that fails twice is returned with `failure` set
-        and is not annotated. An annotator that raises costs only its own trajectory the skills. `metrics` describes the
-        collection afterwards. `training_step` enters the seeds; `label` names the progress bar.
+        and is not annotated. `metrics` describes the collection afterwards. `training_step` enters the seeds; `label`
+        names the progress bar.
 
         Raises:
             ValueError: a task is given twice, which would make its groups one.
             TokenMismatch: a sample is not what the engine saw and sampled.
-            RolloutError: every episode failed.
+            Exception: whatever the annotator raised, with a note that names the episode. Failures that an annotator
+                expects, of a remote service for example, are its own to turn into None.
         """
         if len(set(tasks)) < len(tasks):
             raise ValueError("a task is given twice in one collection; raise group_size for more episodes of a task")
         tally = Tally()
+        num_restarts_before = self.environments.num_restarts
         busy_before_s = getattr(self._engine, "busy_s", None)  # engines behind HTTP do not know
         slots = asyncio.Semaphore(self._max_concurrent_episodes)
         with _Progress(label, len(tasks) * group_size, self._progress) as progress:
@@ -126,7 +124,7 @@ class RolloutWorker:
                     trajectory = await self._play_twice(task, member, group, settings, training_step, tally)
                 tally.last_episode_end_s = time.perf_counter()
                 progress.add(trajectory)
-                return await _annotate(trajectory, annotator, tally)
+                return await _annotate(trajectory, annotator)
 
             trajectories = await _gather(play(task, member) for task in tasks for member in range(group_size))
         self.metrics = summarize(trajectories)
@@ -134,9 +132,7 @@ class RolloutWorker:
         self.metrics |= cost(tally, self.metrics["response_tokens"], busy_s)
         if annotator is not None:
             self.metrics["annotator_exposed_s"] = time.perf_counter() - tally.last_episode_end_s
-        self.metrics["num_environment_restarts"] = self.environments.num_restarts
-        if trajectories and all(trajectory.failure for trajectory in trajectories):
-            raise RolloutError(f"all {len(trajectories)} episodes failed, the first by {trajectories[0].failure}")
+        self.metrics["num_environment_restarts"] = self.environments.num_restarts - num_restarts_before
         return trajectories
 
     async def _play_twice(
@@ -179,17 +175,14 @@ class RolloutWorker:
         return trajectory
 
 
-async def _annotate(trajectory: Trajectory, annotator: Annotator | None, tally: Tally) -> Trajectory:
+async def _annotate(trajectory: Trajectory, annotator: Annotator | None) -> Trajectory:
     if annotator is None or trajectory.failure is not None:
         return trajectory
-    # Skills are an aid, and the annotator may be a remote service: whatever it raises must not stop the training.
     try:
-        skills = await annotator(trajectory)
-    except Exception:
-        logger.exception("the annotator failed on episode %s, which stays without skills", trajectory.uid)
-        tally.num_annotator_errors += 1
-        return trajectory
-    return with_skills(trajectory, skills)
+        return with_skills(trajectory, await annotator(trajectory))
+    except Exception as error:
+        error.add_note(f"while annotating episode {trajectory.uid}")
+        raise
 
 
 async def _gather(coroutines: Iterator[Coroutine[Any, Any, Trajectory]]) -> list[Trajectory]:
