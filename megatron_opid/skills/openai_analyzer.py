@@ -28,6 +28,8 @@ from megatron_opid.skills.parse import SCHEMA
 MAX_RETRY_DELAY_S = 60.0
 # An endpoint that asks for a longer pause is not waited for: the analysis fails and the training step goes on.
 MAX_RETRY_AFTER_S = 120.0
+# An answer that never came whole, or is no JSON in UTF-8: what a proxy or an overloaded server gives.
+UNREADABLE = (TimeoutError, json.JSONDecodeError, UnicodeDecodeError)
 
 _STRUCTURED = {"type": "json_schema", "json_schema": {"name": "hindsight_skills", "strict": True, "schema": SCHEMA}}
 
@@ -59,7 +61,7 @@ class EndpointModel:
         )
         try:
             completion = await attempts(self._attempt, messages)
-        except (openai.APIError, TimeoutError, json.JSONDecodeError) as error:
+        except (openai.APIError, *UNREADABLE) as error:
             reason = (str(error) or type(error).__name__).replace(self._endpoint.api_key, "***")
             raise AnalysisError(_cause(error), reason) from None
         return _read(completion, attempts.statistics["attempt_number"] - 1)
@@ -102,7 +104,7 @@ def _is_transient(error: BaseException) -> bool:
         wait_s = _retry_after_s(error)
         retriable = error.status_code in (408, 409, 429) or error.status_code >= 500
         return retriable and (wait_s is None or wait_s <= MAX_RETRY_AFTER_S)
-    return isinstance(error, openai.APIConnectionError | TimeoutError | json.JSONDecodeError)
+    return isinstance(error, (openai.APIConnectionError, *UNREADABLE))
 
 
 def _retry_after_s(error: BaseException | None) -> float | None:
