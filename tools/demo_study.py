@@ -16,7 +16,7 @@ from pathlib import Path
 
 from megatron_opid.report.compare import parse_arm, write_comparison
 from megatron_opid.report.statistics import mean_and_deviation
-from tools.demo import ARMS, TEMPERATURES, Demo, evaluate, prepare, train
+from tools.demo import ARMS, Demo, evaluate, prepare, train
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ def study(root: Path, seeds: list[int]) -> list[ArmResult]:
             demo = Demo(root, seed, arm)
             prepare(demo)
             train(demo)
-    rates = {arm: [evaluate(Demo(root, seed, arm)) for seed in seeds] for arm in ARMS}
     results = []
-    for temperature in TEMPERATURES:
-        for arm in ARMS:
-            before, after = zip(*(rate[temperature] for rate in rates[arm]), strict=True)
+    for arm in ARMS:
+        rates = [evaluate(Demo(root, seed, arm)) for seed in seeds]
+        for temperature in rates[0]:
+            before, after = zip(*(rate[temperature] for rate in rates), strict=True)
             results.append(ArmResult(arm, temperature, before, after))
-    return results
+    return sorted(results, key=lambda result: result.temperature)
 
 
 def main(arguments: list[str] | None = None) -> int:
