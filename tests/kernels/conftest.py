@@ -1,7 +1,0 @@
-import os
-
-import torch
-
-# Read by Triton when a kernel is defined: without a GPU its kernels run in the interpreter.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
