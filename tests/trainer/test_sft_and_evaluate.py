@@ -47,12 +47,13 @@ def test_every_token_is_learned_once():
 def test_evaluation_reports_every_category_with_its_interval(small_run: SmallRun, cold_start, tmp_path, capsys):
     out = tmp_path / "rates.json"
     overrides = small_run.overrides(tmp_path, actor__model=cold_start / "hf")
-    assert evaluate.main([*overrides, "--split", "valid_unseen", "--json", str(out)]) == 0
-    result = json.loads(out.read_text())
-    assert result["rates"]["all"]["num_episodes"] == len(result["outcomes"]) == 4
-    assert sum(r["num_episodes"] for name, r in result["rates"].items() if name != "all") == 4
-    low, high = result["rates"]["all"]["interval"]
-    assert low <= result["rates"]["all"]["num_won"] / 4 <= high
+    for options, num_games in (([], 6), (["--games", "4"], 4)):
+        assert evaluate.main([*overrides, "--split", "valid_unseen", "--json", str(out), *options]) == 0
+        result = json.loads(out.read_text())
+        assert result["rates"]["all"]["num_episodes"] == len(result["outcomes"]) == num_games
+        assert sum(r["num_episodes"] for name, r in result["rates"].items() if name != "all") == num_games
+        low, high = result["rates"]["all"]["interval"]
+        assert low <= result["rates"]["all"]["num_won"] / num_games <= high
     assert "valid_unseen" in capsys.readouterr().out
 
 
