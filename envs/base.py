@@ -6,7 +6,7 @@ An environment package (`envs.alfworld`, ...) is a module with the members of `E
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -71,7 +71,14 @@ class Environment(Protocol):
 
 
 class EnvironmentPackage(Protocol):
-    """The members of an environment's module. `options` is the environment's section of the config, as a mapping."""
+    """The members of an environment's module.
+
+    `options` are the environment's own settings: `data` (where its files lie) and those of the config's `env.options`.
+    """
+
+    def option_faults(self, options: Mapping[str, Any]) -> list[str]:
+        """What is wrong with `options`, each with its value and what to set; empty if an environment can be made."""
+        ...
 
     def make_environment(self, options: Mapping[str, Any]) -> Environment: ...
 
@@ -82,6 +89,15 @@ class EnvironmentPackage(Protocol):
     def project_action(self, response: str) -> tuple[str, bool]: ...
 
     def success_score(self, won: bool) -> float: ...
+
+
+def unknown_options(options: Mapping[str, Any], known: Sequence[str]) -> list[str]:
+    """A fault for every option that the package does not have."""
+    return [
+        f"env.options.{name} is not an option of this environment; it has {', '.join(sorted(known))}"
+        for name in options
+        if name not in known
+    ]
 
 
 def load(name: str) -> EnvironmentPackage:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
 from pydantic import ValidationError as PydanticError
@@ -29,17 +29,22 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, config=STRICT)
 class EnvConfig:
-    """Which games are played. `engine` chooses between implementations where an environment has several."""
+    """Which games are played. `data` is where the environment's files lie, `options` are its package's own settings."""
 
     name: str = "alfworld"
-    engine: str = "native"
     data: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
     train_split: str = "train"
     validation_split: str = "valid_seen"
     max_steps: PositiveInt = 30
     history_length: NonNegativeInt = 5
     prompt_style: Literal["full", "compact"] = "full"
     num_processes: NonNegativeInt = 0  # per rank; 0: environments run in the rank's own process, repeatably
+
+    @property
+    def package_options(self) -> dict[str, Any]:
+        """What the environment's package is given (envs.base.EnvironmentPackage)."""
+        return {"data": self.data, **self.options}
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     if options.watch is not None:
         return _watch(config, Task(config.env.name, options.watch, 0, split))
-    num_games = load_environment(config.env.name).num_tasks(split, asdict(config.env))
+    num_games = load_environment(config.env.name).num_tasks(split, config.env.package_options)
     trajectories = play(config, validation_tasks(config.env.name, split, num_games, options.games or num_games))
     rates = success_rates(trajectories)
     print(f"{config.actor.model} on {split}:\n{table(rates)}")

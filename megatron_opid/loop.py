@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch.distributed as dist
 
@@ -74,12 +74,12 @@ def _actor(config: Config) -> Actor:
 
 
 def _schedule(config: Config) -> TaskSchedule:
-    num_tasks = load_environment(config.env.name).num_tasks(config.env.train_split, asdict(config.env))
+    num_tasks = load_environment(config.env.name).num_tasks(config.env.train_split, config.env.package_options)
     return TaskSchedule(
         config.env.name, config.env.train_split, num_tasks, config.rollout.tasks_per_step, config.run.seed
     )
 
 
 def _validation_size(config: Config) -> tuple[int, int]:
-    num_tasks = load_environment(config.env.name).num_tasks(config.env.validation_split, asdict(config.env))
+    num_tasks = load_environment(config.env.name).num_tasks(config.env.validation_split, config.env.package_options)
     return num_tasks, config.rollout.validation_tasks

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 from megatron_opid.config import Config, ConfigError, resolve_model, value_faults
@@ -41,7 +40,7 @@ def evaluation_faults(config: Config, split: str, game: int | None) -> list[str]
     if not faults and game is not None:
         from envs.base import load
 
-        num_games = load(config.env.name).num_tasks(split, asdict(config.env))
+        num_games = load(config.env.name).num_tasks(split, config.env.package_options)
         if not 0 <= game < num_games:
             faults.append(f"--watch {game}: {split} has the games 0 to {num_games - 1}")
     return faults
@@ -55,9 +54,10 @@ def _environment_faults(config: Config, splits: tuple[str, ...]) -> list[str]:
         package = load(config.env.name)
     except ValueError as error:
         return [str(error)]
-    for split in splits:
+    faults += package.option_faults(config.env.package_options)
+    for split in splits if not faults else ():
         try:
-            package.num_tasks(split, asdict(config.env))
+            package.num_tasks(split, config.env.package_options)
         except (ValueError, OSError) as error:
             faults.append(str(error))
     return list(dict.fromkeys(faults))

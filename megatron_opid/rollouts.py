@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -53,7 +53,7 @@ class Rollout:
         self._analyzer = self._make_analyzer() if config.algorithm.name == "opid" else None
         self._worker = RolloutWorker(
             load_environment(config.env.name),
-            asdict(config.env),
+            config.env.package_options,
             self._engine,
             self.tokenizer,
             run_seed=config.run.seed,

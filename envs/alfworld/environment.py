@@ -8,10 +8,11 @@ from typing import Any
 from envs.alfworld.engine import Engine, NativeEngine
 from envs.alfworld.games import TASK_PREFIX, list_games, task_type
 from envs.alfworld.official import OfficialEngine
-from envs.base import Observation, Outcome, Start, Task
+from envs.base import Observation, Outcome, Start, Task, unknown_options
 
 SUCCESS_SCORE = 10.0
-_ENGINES = {"native": NativeEngine, "official": OfficialEngine}
+NATIVE = "native"
+_ENGINES = {NATIVE: NativeEngine, "official": OfficialEngine}
 
 
 class AlfworldEnvironment:
@@ -56,16 +57,24 @@ class AlfworldEnvironment:
         self._engine.close()
 
 
+def option_faults(options: Mapping[str, Any]) -> list[str]:
+    """`engine` must be native (the default) or official, `data` the folder of the games."""
+    faults = unknown_options(options, known=("data", "engine"))
+    name = options.get("engine", NATIVE)
+    if name not in _ENGINES:
+        faults.append(f"env.options.engine={name!r} is not an ALFWorld engine; set it to one of {', '.join(_ENGINES)}")
+    return faults
+
+
 def make_environment(options: Mapping[str, Any]) -> AlfworldEnvironment:
-    """An environment from the config's env section: `engine` (native or official) and `data`.
+    """An environment over `options`.
 
     Raises:
-        ValueError: no engine has that name, or the official one is not installed.
+        ValueError: option_faults has something to say, or the official engine is not installed.
     """
-    name = options["engine"]
-    if name not in _ENGINES:
-        raise ValueError(f"env.engine={name!r} is not an ALFWorld engine; set it to one of {', '.join(_ENGINES)}")
-    return AlfworldEnvironment(_ENGINES[name](), options["data"])
+    if faults := option_faults(options):
+        raise ValueError("; ".join(faults))
+    return AlfworldEnvironment(_ENGINES[options.get("engine", NATIVE)](), options["data"])
 
 
 def num_tasks(split: str, options: Mapping[str, Any]) -> int:

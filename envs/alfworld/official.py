@@ -18,8 +18,8 @@ class OfficialEngine:
             from textworld.envs import PddlEnv
         except ImportError as error:
             raise ValueError(
-                f"env.engine=official needs alfworld and textworld ({error}); pip install 'megatron-opid[alfworld]' "
-                "or set env.engine=native"
+                f"env.options.engine=official needs alfworld and textworld ({error}); "
+                "pip install 'megatron-opid[alfworld]' or set env.options.engine=native"
             ) from error
         self._environment = AlfredDemangler(PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)))
 

@@ -62,6 +62,10 @@ def make_environment(options: Mapping[str, Any]) -> Line:
     return Line(options)
 
 
+def option_faults(options: Mapping[str, Any]) -> list[str]:
+    return []
+
+
 def num_tasks(split: str, options: Mapping[str, Any]) -> int:
     return 1000
 

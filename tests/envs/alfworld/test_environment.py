@@ -47,5 +47,5 @@ def test_playing_the_walkthrough_wins(small_games, engine):
 
 
 def test_unknown_engine(small_games):
-    with pytest.raises(ValueError, match="env.engine='unity' .* native, official"):
+    with pytest.raises(ValueError, match="env.options.engine='unity' .* native, official"):
         load("alfworld").make_environment({"engine": "unity", "data": str(small_games)})
