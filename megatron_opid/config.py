@@ -76,6 +76,7 @@ class SkillsConfig:
 
     analyzer: Literal["openai", "policy", "rules", "none"] = "openai"
     max_step_skills: NonNegativeInt = 5
+    max_skill_tokens: PositiveInt = 512  # room for a skill in a teacher prompt, above rollout.max_prompt_tokens
     success_threshold: float = 1.0
     routing: Literal["step_priority", "additive"] = "step_priority"
     start_after_steps: NonNegativeInt | None = None
@@ -83,6 +84,7 @@ class SkillsConfig:
     failed_only: bool = False
     failed_only_after_steps: NonNegativeInt | None = None
     shuffle: bool = False  # control experiment: skills are permuted over the batch's trajectories
+    max_failed_share: NonNegativeFloat = 0.5  # of a step's analyses; above it the run stops
     concurrency: PositiveInt = 128
     timeout_s: PositiveFloat = 120.0
     max_prompt_tokens: PositiveInt = 16384  # of the analyzer's own prompt, a whole episode; back end `policy`

@@ -55,7 +55,7 @@ def prepare(trajectories: Sequence[Trajectory], tokenizer: PreTrainedTokenizerBa
             tokenizer,
             style=config.env.prompt_style,
             history_length=config.env.history_length,
-            max_prompt_tokens=config.rollout.max_prompt_tokens,
+            max_prompt_tokens=config.rollout.max_prompt_tokens + config.skills.max_skill_tokens,
         )
         for trajectory in trajectories
         if trajectory.skills is not None
@@ -145,7 +145,10 @@ def teacher_statistics(batch: Batch, scores: Scores) -> dict[str, float]:
     masks = [level.mask.bool() for level in scores.teachers.values()]
     delta = torch.cat([level.delta[mask] for level, mask in zip(scores.teachers.values(), masks, strict=True)])
     success = torch.cat([won[mask] for mask in masks])
-    statistics = {"scored_fraction": float(torch.stack(masks).any(dim=0).float().mean())}
+    statistics = {
+        "scored_fraction": float(torch.stack(masks).any(dim=0).float().mean()),
+        "cut_prompts": float(sum(sample.teacher_prompts.num_cut for sample in batch.samples)),
+    }
     if len(delta):
         statistics |= {
             "delta_mean": float(delta.mean()),

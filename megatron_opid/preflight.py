@@ -97,16 +97,18 @@ def _model_faults(config: Config) -> list[str]:
 
 
 def _length_faults(config: Config, max_positions: int | None) -> list[str]:
-    longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    longest, names = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens, "rollout.max_prompt_tokens"
+    if config.algorithm.name == "opid":
+        longest, names = longest + config.skills.max_skill_tokens, f"{names} + skills.max_skill_tokens"
     faults = []
     if max_positions is not None and longest > max_positions:
         faults.append(
-            f"rollout.max_prompt_tokens + max_response_tokens = {longest} is above the model's "
+            f"{names} + rollout.max_response_tokens = {longest} is above the model's "
             f"max_position_embeddings={max_positions}; set them lower"
         )
     if longest > config.actor.tokens_per_micro_batch:
         faults.append(
-            f"rollout.max_prompt_tokens + max_response_tokens = {longest} is above "
+            f"{names} + rollout.max_response_tokens = {longest} is above "
             f"actor.tokens_per_micro_batch={config.actor.tokens_per_micro_batch}; a sequence must fit a micro-batch"
         )
     skills = config.skills

@@ -72,7 +72,9 @@ class Rollout:
 
         annotator = annotate if self._analyzer is not None else None
         rollout = self._config.rollout
-        return self._play(tasks, rollout.group_size, rollout.temperature, step, annotator, "rollout")
+        trajectories = self._play(tasks, rollout.group_size, rollout.temperature, step, annotator, "rollout")
+        self._refuse_missing_skills()
+        return trajectories
 
     def validate(self, tasks: Sequence[Task]) -> tuple[Trajectory, ...]:
         """One episode of each task at the validation temperature, with the same seeds at every call."""
@@ -107,6 +109,20 @@ class Rollout:
         self.metrics = _combine([part[0] for part in parts]) | summarize(trajectories)
         self.analyzer_metrics = _combine([part[1] for part in parts])
         return trajectories
+
+    def _refuse_missing_skills(self) -> None:
+        """Training without the skills that were asked for would silently be another method."""
+        counts = self.analyzer_metrics
+        # Rules that find nothing to say of an episode are no outage.
+        failures = counts.get("failures", 0) - counts.get("failures_rules", 0)
+        analyses = counts.get("analyses", 0)
+        if failures > self._config.skills.max_failed_share * analyses:
+            causes = {name: count for name, count in counts.items() if "failures_" in name and count}
+            raise RuntimeError(
+                f"{failures:.0f} of {analyses:.0f} skill analyses of this step failed ({causes}), above "
+                f"skills.max_failed_share={self._config.skills.max_failed_share}; nothing was trained on them: restore "
+                "the analyzer and start the same command again, or set skills.max_failed_share=1 to go on"
+            )
 
     def _make_analyzer(self) -> Analyzer | None:
         skills = self._config.skills

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TeacherPrompts:
-    """Prompt ids of one step under the episode skill and under the step skill; None where it is not scored so."""
+    """Prompt ids of one step under the episode skill and under the step skill; None where it is not scored so.
+
+    `num_cut` counts those of the two that were over-long and lost their beginning.
+    """
 
     episode: tuple[int, ...] | None = None
     step: tuple[int, ...] | None = None
+    num_cut: int = 0
 
 
 def teacher_prompts(
@@ -34,8 +38,8 @@ def teacher_prompts(
 ) -> tuple[TeacherPrompts, ...]:
     """One TeacherPrompts per step. `style` and `history_length` are the rollout's, so that only the skill differs.
 
-    Over-long prompts lose their beginning, where the episode skill stands: give `max_prompt_tokens` room for it if the
-    model's context allows.
+    Over-long prompts lose their beginning, where the episode skill stands: `max_prompt_tokens` is the rollout's and the
+    room for a skill.
 
     Raises:
         ValueError: `routes` is not one per step.
@@ -44,12 +48,12 @@ def teacher_prompts(
 
     def encode(index: int, **skill: str) -> tuple[int, ...]:
         view = trajectory.view(index, history_length)
-        return encode_prompt(tokenizer, render(view, style=style, **skill), max_prompt_tokens)
+        return encode_prompt(tokenizer, render(view, style=style, **skill), max_prompt_tokens + 1)
 
-    return tuple(
-        TeacherPrompts(
-            episode=encode(index, episode_skill=route.episode_skill) if route.episode_skill else None,
-            step=encode(index, step_skill=route.step_skill) if route.step_skill else None,
-        )
-        for index, (_, route) in enumerate(zip(trajectory.steps, routes, strict=True))
-    )
+    def prompts(index: int, route: StepRoute) -> TeacherPrompts:
+        found = {"episode": {"episode_skill": route.episode_skill}, "step": {"step_skill": route.step_skill}}
+        encoded = {level: encode(index, **skill) for level, skill in found.items() if any(skill.values())}
+        num_cut = sum(len(ids) > max_prompt_tokens for ids in encoded.values())
+        return TeacherPrompts(**{level: ids[-max_prompt_tokens:] for level, ids in encoded.items()}, num_cut=num_cut)
+
+    return tuple(prompts(index, route) for index, (_, route) in enumerate(zip(trajectory.steps, routes, strict=True)))

@@ -46,6 +46,9 @@ def test_the_skill_is_the_only_difference_and_the_left_is_cut():
     (whole,) = teacher_prompts(make_trajectory(1), (StepRoute("E"),), tokenizer, **OPTIONS)
     (cut,) = teacher_prompts(make_trajectory(1), (StepRoute("E"),), tokenizer, **short)
     assert cut.episode == whole.episode[-60:]
+    assert (whole.num_cut, cut.num_cut) == (0, 1)
+    exact = OPTIONS | {"max_prompt_tokens": len(whole.episode)}
+    assert teacher_prompts(make_trajectory(1), (StepRoute("E"),), tokenizer, **exact) == (whole,)
 
 
 def test_one_route_per_step():
