@@ -210,7 +210,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _quiet_environment() -> dict[str, str]:
-    return os.environ | {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    return os.environ | {
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
 
 
 if __name__ == "__main__":
