@@ -40,13 +40,16 @@ class Start:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one action. `reward` is this step's own; `won` is meaningful once `done`."""
+    """The result of one action. `reward` is this step's own; `won` is meaningful once `done`.
+
+    `info` are the environment's own numbers of the episode so far; the last step's are averaged into the metrics.
+    """
 
     observation: Observation
     reward: float
     done: bool
     won: bool
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,7 @@ async def play_episode(
     start: Start | None = None
     steps: list[Step] = []
     won = False
+    numbers: Mapping[str, float] = {}
     failure = None
     try:
         start = await environment.reset(task)
@@ -83,6 +84,7 @@ async def play_episode(
             )
             steps.append(step)
             observation, done, won = outcome.observation, outcome.done, outcome.done and outcome.won
+            numbers = outcome.info
     except EnvironmentFault as fault:
         failure = f"environment: {fault}"
     except EngineError as fault:
@@ -97,6 +99,7 @@ async def play_episode(
         success=won,
         score=package.success_score(won),
         failure=failure,
+        numbers=numbers,
     )
 
 

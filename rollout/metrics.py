@@ -27,6 +27,7 @@ class Tally:
 def summarize(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Means over the episodes that did not fail, success also per category ("success_rate/<category>").
 
+    The environment's own numbers come as "environment/<name>", averaged over the episodes that have them.
     Rates are left out where nothing was counted.
     """
     played = [t for t in trajectories if t.failure is None]
@@ -55,7 +56,11 @@ def summarize(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         by_category[trajectory.category].append(trajectory.success)
     for category in sorted(by_category):
         metrics[f"success_rate/{category}"] = sum(by_category[category]) / len(by_category[category])
-    return metrics
+    by_name: dict[str, list[float]] = defaultdict(list)
+    for trajectory in played:
+        for name, value in trajectory.numbers.items():
+            by_name[name].append(value)
+    return metrics | {f"environment/{name}": sum(by_name[name]) / len(by_name[name]) for name in sorted(by_name)}
 
 
 def cost(tally: Tally, num_response_tokens: float, engine_busy_s: float | None) -> dict[str, float]:

@@ -44,7 +44,8 @@ class Trajectory:
     """A finished episode. `score` is its outcome (0 or the environment's success score).
 
     `failure` names an environment or engine fault; such an episode is reported and never learned from.
-    `skills` is None until an annotator has run, and stays None when the analysis failed.
+    `skills` is None until an annotator has run, and stays None when the analysis failed. `numbers` are the
+    environment's own figures of the episode (the last `Outcome.info`).
     """
 
     task: Task
@@ -57,6 +58,7 @@ class Trajectory:
     score: float
     failure: str | None = None
     skills: HindsightSkills | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
     def view(self, index: int, history_length: int) -> PromptView:
         """What the prompt of step `index` showed: the same view that the agent loop rendered."""

@@ -85,6 +85,11 @@ def test_prompts_are_what_the_trajectory_says_they_were():
     assert {t.success for t in trajectories} == {True, False}
 
 
+def position(trajectory) -> float:
+    """Where the walk ended."""
+    return float(sum({"left": -1, "right": 1}[step.action] for step in trajectory.steps))
+
+
 def test_metrics_count_what_was_played():
     with make_worker() as worker:
         trajectories = collect(worker)
@@ -99,6 +104,8 @@ def test_metrics_count_what_was_played():
     assert metrics["valid_action_share"] == sum(s.valid for s in steps) / len(steps)
     assert metrics["prompt_tokens"] == sum(len(s.prompt_ids) for s in steps)
     assert metrics["response_tokens"] == sum(len(s.response_ids) for s in steps)
+    assert [t.numbers for t in trajectories] == [{"position": position(t)} for t in trajectories]
+    assert metrics["environment/position"] == sum(position(t) for t in trajectories) / 18
     assert 0 < metrics["engine_busy_share"] <= 1
     assert metrics["num_failed_episodes"] == metrics["num_replays"] == 0
 

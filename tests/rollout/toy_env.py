@@ -31,7 +31,7 @@ class Line:
             self._misbehave(self._task.split)
         self._position += {"left": -1, "right": 1}[action]
         done = self._position == self._flag
-        return Outcome(self._observation(), float(done), done, done)
+        return Outcome(self._observation(), float(done), done, done, {"position": float(self._position)})
 
     def close(self) -> None:
         pass
