@@ -16,11 +16,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_opid.config import Config, ConfigError, load
-from megatron_opid.ranks import ERROR_FILE, RankEnd, error_file, signal_ranks, start_rank, wait_for_ranks
+from megatron_opid.ranks import (
+    ERROR_FILE,
+    PEER_IS_GONE,
+    RENDEZVOUS_FILE,
+    Machine,
+    RankEnd,
+    error_file,
+    signal_ranks,
+    start_rank,
+    wait_for_ranks,
+    write_error,
+)
 
 EXIT_BAD_INPUT = 2
-# What gloo and NCCL say on a rank whose peer has died.
-PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -60,22 +69,40 @@ def entry_point(
 def start_ranks(
     module: str, arguments: Sequence[str], num_processes: int, *, shutdown_grace_s: int, signal_grace_s: int
 ) -> int:
-    """Run `python -m module arguments` as `num_processes` ranks of this machine, which never outlive this process.
+    """Run `python -m module arguments` as `num_processes` ranks, all of them on this machine: `run_ranks`."""
+    with tempfile.TemporaryDirectory(prefix="megatron_opid_") as name:
+        meeting = {
+            RENDEZVOUS_FILE: str(Path(name) / "rendezvous"),
+            "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
+        }
+        machine = Machine(num_processes, num_processes, Path(name), meeting)
+        return run_ranks(module, arguments, machine, shutdown_grace_s=shutdown_grace_s, signal_grace_s=signal_grace_s)
+
+
+def run_ranks(
+    module: str, arguments: Sequence[str], machine: Machine, *, shutdown_grace_s: int, signal_grace_s: int
+) -> int:
+    """Run `python -m module arguments` as the ranks of `machine`, which never outlive this process.
 
     When one rank ends badly, the others are sent SIGTERM, killed after `shutdown_grace_s`, and that first rank's error
     is printed last. The first of SIGTERM, SIGINT, SIGHUP and SIGUSR1 is sent on to every rank; what still runs
     `signal_grace_s` later is killed. Returns: 0, the first failing rank's exit code, or 128 + the signal's number.
     """
     ranks: list[subprocess.Popen] = []
-    with tempfile.TemporaryDirectory(prefix="megatron_opid_") as name, _catch(FORWARDED) as caught:
-        directory = Path(name)
+    with _catch(FORWARDED) as caught:
         try:
-            for rank in range(num_processes):
-                ranks.append(start_rank(module, arguments, rank, num_processes, directory))
-            ends = wait_for_ranks(ranks, caught, shutdown_grace_s=shutdown_grace_s, signal_grace_s=signal_grace_s)
+            for local_rank in range(machine.num_ranks):
+                ranks.append(start_rank(module, arguments, local_rank, machine))
+            ends = wait_for_ranks(
+                ranks,
+                caught,
+                first_rank=machine.first_rank,
+                shutdown_grace_s=shutdown_grace_s,
+                signal_grace_s=signal_grace_s,
+            )
         finally:
             signal_ranks(ranks, signal.SIGKILL)
-        return _conclude(ends, caught, directory)
+        return _conclude(ends, caught, machine.directory)
 
 
 def rank_main(main: Callable[[], int]) -> None:
@@ -84,7 +111,7 @@ def rank_main(main: Callable[[], int]) -> None:
         code = main()
     except Exception:
         if ERROR_FILE in os.environ:
-            Path(os.environ[ERROR_FILE]).write_text(traceback.format_exc(), encoding="utf-8")
+            write_error(Path(os.environ[ERROR_FILE]), traceback.format_exc())
         raise
     sys.exit(code)
 
@@ -118,19 +145,20 @@ def _catch(signals: Sequence[signal.Signals]) -> Iterator[list[int]]:
 
 def _conclude(ends: Sequence[RankEnd], caught: Sequence[int], directory: Path) -> int:
     """Print why the ranks ended, unless all is well; the exit code for it."""
-    errors = {end.rank: _read(error_file(directory, end.rank)) for end in ends}
     failed = [end for end in ends if end.code != 0 and not end.obeyed]
+    for end in failed:
+        write_error(error_file(directory, end.rank), f"{_how(end)}; it left no traceback\n")
+    errors = {end.rank: error_file(directory, end.rank).read_text(encoding="utf-8") for end in failed}
     culprits = [end for end in failed if not any(text in errors[end.rank] for text in PEER_IS_GONE)]
     if caught and not culprits and any(end.code != 0 for end in ends):
         name = signal.Signals(caught[0]).name
         print(f"stopped by {name}; the same command resumes from the last checkpoint", file=sys.stderr)
         return 128 + caught[0]
     for end in (culprits or failed)[:1]:
-        how = f"exit code {end.code}" if end.code > 0 else f"killed by {signal.Signals(-end.code).name}"
-        print(f"\nrank {end.rank} ended first, {how}:\n{errors[end.rank]}", file=sys.stderr)
+        print(f"\nrank {end.rank} ended first, {_how(end)}:\n{errors[end.rank]}", file=sys.stderr)
         return end.code if end.code > 0 else 128 - end.code
     return 0
 
 
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else "(it left no traceback)"
+def _how(end: RankEnd) -> str:
+    return f"exit code {end.code}" if end.code > 0 else f"killed by {signal.Signals(-end.code).name}"

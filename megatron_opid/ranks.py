@@ -1,4 +1,4 @@
-"""The rank processes of one machine: started, watched, signalled."""
+"""The rank processes of one machine: started, watched, signalled. Needs the standard library only."""
 
 from __future__ import annotations
 
@@ -9,17 +9,38 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 # Set for the ranks: the file in which they meet, and the one for the traceback of what ends this rank.
 RENDEZVOUS_FILE = "MEGATRON_OPID_RENDEZVOUS"
 ERROR_FILE = "MEGATRON_OPID_ERROR_FILE"
+# What gloo and NCCL say on a rank whose peer has died.
+PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 POLL_S = 0.1
 # A rank's peers may end before it does; asked to stop at once, it could not end with its own exit code.
 SETTLE_S = 1.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine's share of a job: ranks `first_rank` to `first_rank + num_ranks - 1` of `world_size`.
+
+    `environment` is what its ranks get besides the caller's own: how all of them meet. They leave their tracebacks in
+    `directory`, and each its output in `directory`/rank_N.log where `with_logs` (the job's rank 0 on the screen, too).
+    """
+
+    num_ranks: int
+    world_size: int
+    directory: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    first_rank: int = 0
+    with_logs: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,24 +57,31 @@ def error_file(directory: Path, rank: int) -> Path:
     return directory / f"error_of_rank_{rank}.txt"
 
 
-def start_rank(
-    module: str, arguments: Sequence[str], rank: int, num_processes: int, directory: Path
-) -> subprocess.Popen:
-    """`python -m module arguments` as one rank of `num_processes`, which meet in `directory`; it dies with the caller.
+def write_error(path: Path, text: str) -> None:
+    """Write why a rank ended, with the time and the machine in the first line, unless that is there already."""
+    if not path.exists():
+        stamp = f"{datetime.now(UTC).isoformat()} on {os.uname().nodename}"
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(f"{stamp}\n{text}", encoding="utf-8")
+        partial.replace(path)
+
+
+def start_rank(module: str, arguments: Sequence[str], local_rank: int, machine: Machine) -> subprocess.Popen:
+    """`python -m module arguments` as one rank of the machine; it dies with the caller.
 
     A session of its own: what a terminal or `timeout` sends to a whole process group comes once, from the launcher, and
     not to the workers of a rank that has a step to finish.
     """
+    rank = machine.first_rank + local_rank
     # Spinning OpenMP threads of one rank would take the core of the other.
-    threads = max(1, (os.cpu_count() or 1) // num_processes)
-    defaults = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "GLOO_SOCKET_IFNAME": "lo"}
+    threads = max(1, len(os.sched_getaffinity(0)) // machine.num_ranks)
+    defaults = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     place = {
         "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(num_processes),
-        "LOCAL_WORLD_SIZE": str(num_processes),
-        RENDEZVOUS_FILE: str(directory / "rendezvous"),
-        ERROR_FILE: str(error_file(directory, rank)),
+        "LOCAL_RANK": str(local_rank),
+        "WORLD_SIZE": str(machine.world_size),
+        "LOCAL_WORLD_SIZE": str(machine.num_ranks),
+        ERROR_FILE: str(error_file(machine.directory, rank)),
     }
     libc, launcher = ctypes.CDLL(None), os.getpid()
 
@@ -62,16 +90,24 @@ def start_rank(
         if os.getppid() != launcher:  # it died before the call
             os._exit(1)
 
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        env=defaults | os.environ | place,
-        start_new_session=True,
-        preexec_fn=end_with_launcher,
-    )
+    with _output(machine, rank) as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env=defaults | os.environ | machine.environment | place,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=end_with_launcher,
+        )
 
 
 def wait_for_ranks(
-    ranks: Sequence[subprocess.Popen], caught: Sequence[int], *, shutdown_grace_s: int, signal_grace_s: int
+    ranks: Sequence[subprocess.Popen],
+    caught: Sequence[int],
+    *,
+    first_rank: int,
+    shutdown_grace_s: int,
+    signal_grace_s: int,
 ) -> list[RankEnd]:
     """Wait until every rank has ended; how they did, in that order.
 
@@ -83,7 +119,7 @@ def wait_for_ranks(
     sent: set[int] = set()
     while len(ends) < len(ranks):
         time.sleep(POLL_S)
-        for rank, process in enumerate(ranks):
+        for rank, process in enumerate(ranks, start=first_rank):
             if rank not in ends and process.poll() is not None:
                 code = process.returncode
                 ends[rank] = RankEnd(rank, code, obeyed=-code in sent or code - 128 in sent)
@@ -100,6 +136,22 @@ def wait_for_ranks(
             signal_ranks(ranks, number)
             sent.add(number)
     return list(ends.values())
+
+
+@contextmanager
+def _output(machine: Machine, rank: int) -> Iterator[IO[bytes] | None]:
+    """Where a rank's output goes; None is where the caller's own goes."""
+    if not machine.with_logs:
+        yield None
+        return
+    path = machine.directory / f"rank_{rank}.log"
+    if rank > 0:
+        with path.open("ab") as file:
+            yield file
+        return
+    tee = subprocess.Popen(["tee", "-a", str(path)], stdin=subprocess.PIPE, start_new_session=True)
+    with tee.stdin as pipe:
+        yield pipe
 
 
 def signal_ranks(ranks: Sequence[subprocess.Popen], number: int) -> None:
