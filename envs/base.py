@@ -23,10 +23,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Observation:
-    """What the agent may see now: the environment's text and the actions that it would accept."""
+    """What the agent may see now: the environment's text and the actions that it would accept.
+
+    Where the actions are too many to list, `admissible` is empty and `affordances` holds what they are made of, by kind
+    (ScienceWorld: action templates and the names of objects).
+    """
 
     text: str
     admissible: tuple[str, ...] = ()
+    affordances: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class PromptView:
     index: int
     observation: str
     admissible: tuple[str, ...]
+    affordances: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Environment(Protocol):

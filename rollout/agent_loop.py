@@ -118,6 +118,7 @@ def _view(goal: str, steps: Sequence[Step], observation: Observation, history_le
         index=len(steps),
         observation=observation.text,
         admissible=observation.admissible,
+        affordances=observation.affordances,
     )
 
 
@@ -152,4 +153,5 @@ def _record(
         reward=outcome.reward,
         weight_version=generation.weight_version,
         finish_reason=generation.finish_reason,
+        affordances=observation.affordances,
     )

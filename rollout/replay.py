@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import envs.base
-from envs.base import EnvironmentPackage
+from envs.base import EnvironmentPackage, Observation
 from rollout.record import read_trajectories
 from rollout.trajectory import Trajectory
 
@@ -70,7 +70,8 @@ def differences(trajectory: Trajectory, package: EnvironmentPackage, options: Ma
         observation, won = environment.reset(trajectory.task).observation, False
         for index, step in enumerate(trajectory.steps):
             where = f"{trajectory.uid} step {index}"
-            if (observation.text, tuple(observation.admissible)) != (step.observation, step.admissible):
+            recorded = Observation(step.observation, step.admissible, step.affordances)
+            if observation != recorded:
                 yield f"{where}: recorded {step.observation!r}, now {observation.text!r} (or the actions differ)"
             outcome = environment.step(step.action)
             observation, won = outcome.observation, outcome.done and outcome.won

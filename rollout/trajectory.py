@@ -28,6 +28,7 @@ class Step:
     reward: float
     weight_version: int
     finish_reason: str = "stop"
+    affordances: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Trajectory:
             index=index,
             observation=step.observation,
             admissible=step.admissible,
+            affordances=step.affordances,
         )
 
 
@@ -104,4 +106,5 @@ def with_skills(trajectory: Trajectory, skills: HindsightSkills | None) -> Traje
 
 def _step(data: dict) -> Step:
     lists = ("admissible", "prompt_ids", "response_ids", "response_logprobs")
-    return Step(**{**data, **{name: tuple(data[name]) for name in lists}})
+    affordances = {kind: tuple(names) for kind, names in data.get("affordances", {}).items()}
+    return Step(**{**data, **{name: tuple(data[name]) for name in lists}, "affordances": affordances})

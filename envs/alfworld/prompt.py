@@ -9,9 +9,9 @@ from envs.alfworld.facts import held_object
 from envs.alfworld.games import TASK_PREFIX
 from envs.alfworld.text import BANNER
 from envs.base import PromptView
+from envs.projection import project_tagged_action
 
 _TASK_SENTENCE = re.compile(rf"\n\n{TASK_PREFIX}.*\Z", re.DOTALL)
-_CJK = re.compile(r"[\u4e00-\u9fff]")
 _FALLBACK_CHARACTERS = 30
 # Of no use to a small model: they tell nothing that the prompt does not show.
 _COMPACT_OMITS = ("help", "inventory", "look", "examine")
@@ -35,18 +35,8 @@ def render_prompt(view: PromptView, *, style: str, episode_skill: str = "", step
 
 
 def project_action(response: str) -> tuple[str, bool]:
-    """The action in a response, lower case, and whether the response has the required form.
-
-    The action stands between the first <action> and the first </action>; without both it is the last 30 characters.
-    Valid means both action tags, both think tags (in lower case) and no CJK character. The action itself is not judged:
-    one that is not admissible is valid and changes nothing.
-    """
-    lowered = response.lower()
-    start, end = lowered.find("<action>"), lowered.find("</action>")
-    if start < 0 or end < 0:
-        return lowered[-_FALLBACK_CHARACTERS:], False
-    action = lowered[start + len("<action>") : end].strip()
-    return action, "<think>" in response and "</think>" in response and not _CJK.search(response)
+    """The action in a response and whether the response has the required form; see `project_tagged_action`."""
+    return project_tagged_action(response, _FALLBACK_CHARACTERS)
 
 
 def _full(view: PromptView, episode_skill: str, step_skill: str) -> str:
