@@ -139,6 +139,7 @@ class ActorConfig:
     virtual_pipeline_parallel: PositiveInt = 1
     context_parallel: PositiveInt = 1
     expert_parallel: PositiveInt = 1
+    expert_tensor_parallel: PositiveInt = 1  # splits each expert's matrices; with expert_parallel > 1 on GPUs only
     sequence_parallel: bool = False
     tokens_per_micro_batch: PositiveInt = 16384
     updates_per_step: PositiveInt = 1  # the step's samples are split into this many optimizer updates
