@@ -47,7 +47,11 @@ def checkpoint_faults(directory: Path, actor: ActorConfig, hf_config: dict[str, 
 
 def identity(shape: ModelShape, actor: ActorConfig) -> dict[str, Any]:
     """What must be the same in a run that resumes: the model, and what decides the kind of optimizer state."""
-    return {**asdict(shape), "precision": actor.precision, "distributed_optimizer": actor.distributed_optimizer}
+    own = {"precision": actor.precision, "distributed_optimizer": actor.distributed_optimizer}
+    if shape.experts is not None:
+        # With expert parallelism Megatron gives the experts an optimizer of their own.
+        own["expert_optimizer"] = actor.expert_parallel > 1
+    return {**json.loads(json.dumps(asdict(shape))), **own}  # as it will be read
 
 
 def read_description(path: Path) -> dict[str, Any]:

@@ -6,11 +6,13 @@ meaning; inside `CudaAsCpu` factory calls, `Tensor.cuda` and `Tensor.type` behav
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import random as megatron_random
+from megatron.core.transformer.moe import moe_utils, token_dispatcher
 from torch.overrides import TorchFunctionMode
 
 CUDA_TYPE_NAMES = {
@@ -32,6 +34,33 @@ def install_stand_ins() -> None:
     torch.cuda.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    _install_expert_stand_ins()
+
+
+def _install_expert_stand_ins() -> None:
+    """What the dispatcher of a mixture of experts needs: streams that order nothing, split sizes as lists."""
+    stream = _Stream()
+    torch.cuda.Stream = lambda *args, **kwargs: stream
+    torch.cuda.current_stream = lambda *args, **kwargs: stream
+    torch.cuda.stream = lambda *args, **kwargs: nullcontext()
+    moe_utils.te_general_gemm = None  # without Transformer Engine the name is read all the same
+    token_dispatcher.maybe_move_tensor_to_cpu = _as_host_value
+
+
+class _Stream:
+    def wait_stream(self, other: _Stream) -> None:
+        pass
+
+    def record_event(self) -> _Stream:
+        return self
+
+    def synchronize(self) -> None:
+        pass
+
+
+def _as_host_value(value: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """Megatron leaves a tensor that is on the CPU already as it is, and all_to_all refuses tensors as split sizes."""
+    return value.numpy() if as_numpy and torch.is_tensor(value) else value
 
 
 class CudaAsCpu(TorchFunctionMode):

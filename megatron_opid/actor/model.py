@@ -68,6 +68,7 @@ def transformer_config(shape: ModelShape, actor: ActorConfig, device: torch.devi
         virtual_pipeline_model_parallel_size=actor.virtual_pipeline_parallel if interleaved else None,
         context_parallel_size=actor.context_parallel,
         expert_model_parallel_size=actor.expert_parallel,
+        expert_tensor_parallel_size=actor.expert_tensor_parallel,
         sequence_parallel=actor.sequence_parallel,
         # Packed micro-batches differ in length; with this on, Megatron asks for the alltoall dispatcher, dense or not.
         variable_seq_lengths=actor.pipeline_parallel > 1,
@@ -78,6 +79,7 @@ def transformer_config(shape: ModelShape, actor: ActorConfig, device: torch.devi
         cuda_graph_scope=[],  # the default warns
         # Read when DistributedDataParallel is built: gradients are plain sums over tokens and ranks.
         calculate_per_token_loss=True,
+        **_expert_options(shape, device),
         **_recompute_options(actor.recompute),
     )
 
@@ -112,6 +114,26 @@ def build_model(
 def params_dtype(actor: ActorConfig) -> torch.dtype:
     """The dtype of the model's weights; the optimizer keeps fp32 copies of bf16 weights."""
     return torch.bfloat16 if actor.precision == "bf16" else torch.float32
+
+
+def _expert_options(shape: ModelShape, device: torch.device) -> dict[str, Any]:
+    """No load-balancing loss: the policy's loss alone decides what is learnt."""
+    experts = shape.experts
+    if experts is None:
+        return {}
+    all_layers = len(experts.layers) == shape.num_layers
+    return {
+        "num_moe_experts": experts.num_experts,
+        "moe_ffn_hidden_size": experts.ffn_size,
+        "moe_router_topk": experts.num_chosen,
+        # The softmax over the chosen experts' logits is the softmax over all, renormalised.
+        "moe_router_pre_softmax": not experts.normalize_weights,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        # As a list it also makes the checkpoint name every layer for itself.
+        "moe_layer_freq": 1 if all_layers else [int(shape.has_experts(n)) for n in range(shape.num_layers)],
+        "moe_grouped_gemm": device.type == "cuda",
+    }
 
 
 def _recompute_options(recompute: str) -> dict[str, Any]:

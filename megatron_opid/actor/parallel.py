@@ -51,6 +51,7 @@ def initialize(actor: ActorConfig, device: torch.device, *, seed: int, timeout_s
             ),
             context_parallel_size=actor.context_parallel,
             expert_model_parallel_size=actor.expert_parallel,
+            expert_tensor_parallel_size=actor.expert_tensor_parallel,
             distributed_timeout_minutes=max(1, round(timeout_s / 60)),
         )
         model_parallel_cuda_manual_seed(seed)

@@ -12,7 +12,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_opid.actor.model import PolicyModel
-from megatron_opid.weights.families import EMBEDDING, OUTPUT, Parameter, canonical_name, parameters
+from megatron_opid.weights.families import EMBEDDING, EXPERTS, OUTPUT, Parameter, canonical_name, parameters
 from megatron_opid.weights.hf import HfWeights
 from megatron_opid.weights.hf_config import ModelShape
 from megatron_opid.weights.shard import fuse, join_shards, take_shard, unfuse
@@ -33,28 +33,28 @@ class RankParameters:
         tensors = {}
         for chunk in chunks:
             for name, parameter in chunk.named_parameters():
-                tensors[_global_name(chunk, name)] = parameter
+                tensors[_global_name(shape, chunk, name)] = parameter
         return cls(shape, tensors)
 
     @torch.no_grad()
     def load(self, weights: HfWeights) -> None:
         """Copy this rank's slices out of the HF tensors, one parameter at a time."""
-        rank = parallel_state.get_tensor_model_parallel_rank()
-        size = parallel_state.get_tensor_model_parallel_world_size()
         specifications = {parameter.name: parameter for parameter in parameters(self.shape)}
         for name, tensor in self.tensors.items():
             source = specifications[EMBEDDING if name == OUTPUT and self.shape.tied_embeddings else name]
             full = fuse(source, [weights.get(hf_name) for hf_name in source.hf_names], self.shape)
-            tensor.copy_(take_shard(source.kind, full, rank, size))
+            group = _tensor_group(source)
+            tensor.copy_(take_shard(source.kind, full, group.rank(), group.size()))
 
     @torch.no_grad()
     def stream(self) -> Iterator[tuple[str, Tensor]]:
         """All HF tensors of the model, whole, on every rank, in the order of the HF file; a collective of all ranks.
 
-        One parameter at a time is gathered over the tensor-parallel ranks of its stage and sent to the other stages.
+        One parameter at a time is gathered over the tensor-parallel ranks that hold it, sent to the other
+        expert-parallel ranks of its stage if it is an expert's, then to the other stages.
         """
-        for parameter, owner in self._owners():
-            yield from zip(parameter.hf_names, self._gather(parameter, owner), strict=True)
+        for parameter, stage in self._stages():
+            yield from zip(parameter.hf_names, self._gather(parameter, stage), strict=True)
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of every parameter in host memory (pinned where a GPU reads it)."""
@@ -76,42 +76,77 @@ class RankParameters:
             tensor.copy_(snapshot[name])
             snapshot[name].copy_(current)
 
-    def _gather(self, parameter: Parameter, owner: int) -> list[Tensor]:
-        group = parallel_state.get_pipeline_model_parallel_group()
-        if group.rank() == owner:
-            tensors = unfuse(parameter, self._join(parameter), self.shape)
-        else:
+    def _gather(self, parameter: Parameter, stage: int) -> list[Tensor]:
+        pipeline = parallel_state.get_pipeline_model_parallel_group()
+        tensors = self._gather_in_stage(parameter) if pipeline.rank() == stage else None
+        return self._broadcast(parameter, tensors, pipeline, stage)
+
+    def _gather_in_stage(self, parameter: Parameter) -> list[Tensor]:
+        if parameter.expert is None:
+            return self._join(parameter)
+        group = parallel_state.get_expert_model_parallel_group()
+        owner = parameter.expert // _num_local_experts(self.shape)
+        tensors = self._join(parameter) if group.rank() == owner else None
+        return self._broadcast(parameter, tensors, group, owner)
+
+    def _join(self, parameter: Parameter) -> list[Tensor]:
+        group = _tensor_group(parameter)
+        shard = self.tensors[parameter.name].detach().contiguous()
+        shards = [torch.empty_like(shard) for _ in range(group.size())]
+        dist.all_gather(shards, shard, group=group)
+        return unfuse(parameter, join_shards(parameter.kind, shards), self.shape)
+
+    def _broadcast(
+        self, parameter: Parameter, tensors: list[Tensor] | None, group: dist.ProcessGroup, source: int
+    ) -> list[Tensor]:
+        """The HF tensors of rank `source` of `group`, on all of its ranks."""
+        if tensors is None:
             like = next(iter(self.tensors.values()))
             tensors = [like.new_empty(sizes) for sizes in parameter.hf_shapes]
         if group.size() > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, group=group, group_src=owner)
+                dist.broadcast(tensor, group=group, group_src=source)
         return tensors
 
-    def _join(self, parameter: Parameter) -> Tensor:
-        group = parallel_state.get_tensor_model_parallel_group()
-        shard = self.tensors[parameter.name].detach().contiguous()
-        shards = [torch.empty_like(shard) for _ in range(group.size())]
-        dist.all_gather(shards, shard, group=group)
-        return join_shards(parameter.kind, shards)
-
-    def _owners(self) -> list[tuple[Parameter, int]]:
-        """Every parameter of the model and the pipeline rank that holds it."""
+    def _stages(self) -> list[tuple[Parameter, int]]:
+        """Every parameter of the model and the pipeline rank whose stage holds it."""
         specifications = list(parameters(self.shape))
         group = parallel_state.get_pipeline_model_parallel_group()
         device = next(iter(self.tensors.values())).device
-        held = [group.rank() if parameter.name in self.tensors else -1 for parameter in specifications]
-        owners = torch.tensor(held, device=device)
-        dist.all_reduce(owners, op=dist.ReduceOp.MAX, group=group)
-        return list(zip(specifications, owners.tolist(), strict=True))
+        held = {_block(name) for name in self.tensors}
+        stages = torch.tensor(
+            [group.rank() if _block(parameter.name) in held else -1 for parameter in specifications], device=device
+        )
+        dist.all_reduce(stages, op=dist.ReduceOp.MAX, group=group)
+        return list(zip(specifications, stages.tolist(), strict=True))
 
 
-def _global_name(chunk: PolicyModel, name: str) -> str:
-    """`decoder.layers.<index in the chunk>.…` with the layer's number in the whole model."""
+def _block(name: str) -> str:
+    """What a pipeline stage holds as a whole: `decoder.layers.<number>`, or a parameter outside of the layers."""
+    return ".".join(name.split(".")[:3])
+
+
+def _tensor_group(parameter: Parameter) -> dist.ProcessGroup:
+    """The ranks that hold a slice each of this parameter."""
+    if parameter.expert is None:
+        return parallel_state.get_tensor_model_parallel_group()
+    return parallel_state.get_expert_tensor_parallel_group()
+
+
+def _num_local_experts(shape: ModelShape) -> int:
+    return shape.experts.num_experts // parallel_state.get_expert_model_parallel_world_size()
+
+
+def _global_name(shape: ModelShape, chunk: PolicyModel, name: str) -> str:
+    """The parameter's name with the numbers of its layer and its expert in the whole model."""
     name = canonical_name(name)
     if not name.startswith("decoder.layers."):
         return name
     _, _, index, rest = name.split(".", 3)
+    if rest.startswith(EXPERTS):
+        expert, _, rest = rest.removeprefix(EXPERTS).partition(".")
+        first = parallel_state.get_expert_model_parallel_rank() * _num_local_experts(shape)
+        rest = f"{EXPERTS}{first + int(expert)}.{rest}"
     return f"decoder.layers.{chunk.decoder.layers[int(index)].layer_number - 1}.{rest}"
 
 

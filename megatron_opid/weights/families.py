@@ -1,11 +1,12 @@
 """Which Hugging Face tensors make which Megatron parameter, per model family. Imports no torch.
 
 Megatron names are those of the local layer spec with global layer numbers; `canonical_name` maps Transformer Engine's
-names, which fold two norms into the linear layer after them, onto the same.
+names, which fold two norms into the linear layer after them and number the experts of a grouped layer, onto the same.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -25,25 +26,33 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One Megatron parameter, the HF tensors it is made of and their shapes, in the order that `Kind` fuses them."""
+    """One Megatron parameter, the HF tensors it is made of and their shapes, in the order that `Kind` fuses them.
+
+    expert: its number in the layer, from 0; experts are dealt to expert-parallel ranks in runs and split over the
+    expert-tensor-parallel ranks, everything else (None) over the tensor-parallel ranks.
+    """
 
     name: str
     kind: Kind
     hf_names: tuple[str, ...]
     hf_shapes: tuple[tuple[int, ...], ...]
+    expert: int | None = None
 
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
+EXPERTS = "mlp.experts.local_experts."
 
 TRANSFORMER_ENGINE_SUFFIXES = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
 }
+TRANSFORMER_ENGINE_EXPERT = re.compile(r"mlp\.experts\.(linear_fc[12])\.weight(\d+)$")
 
 
 def canonical_name(name: str) -> str:
     """The local spec's name of a parameter of either layer spec."""
+    name = TRANSFORMER_ENGINE_EXPERT.sub(r"mlp.experts.local_experts.\2.\1.weight", name)
     for suffix, canonical in TRANSFORMER_ENGINE_SUFFIXES.items():
         if name.endswith(suffix):
             return name.removesuffix(suffix) + canonical
@@ -56,7 +65,7 @@ def parameters(shape: ModelShape) -> Iterator[Parameter]:
     yield Parameter(EMBEDDING, Kind.VOCABULARY, ("model.embed_tokens.weight",), (vocabulary,))
     for layer in range(shape.num_layers):
         yield from _attention(shape, layer)
-        yield from _dense_mlp(shape, layer)
+        yield from _mlp(shape, layer)
     yield _norm("decoder.final_layernorm.weight", "model.norm.weight", shape.hidden_size)
     if not shape.tied_embeddings:
         yield Parameter(OUTPUT, Kind.VOCABULARY, ("lm_head.weight",), (vocabulary,))
@@ -92,20 +101,40 @@ def _attention(shape: ModelShape, layer: int) -> Iterator[Parameter]:
     )
 
 
-def _dense_mlp(shape: ModelShape, layer: int) -> Iterator[Parameter]:
+def _mlp(shape: ModelShape, layer: int) -> Iterator[Parameter]:
     megatron, hf = f"decoder.layers.{layer}", f"model.layers.{layer}"
     yield _norm(f"{megatron}.pre_mlp_layernorm.weight", f"{hf}.post_attention_layernorm.weight", shape.hidden_size)
+    if not shape.has_experts(layer):
+        yield from _feed_forward(f"{megatron}.mlp", f"{hf}.mlp", shape.hidden_size, shape.ffn_size)
+        return
+    experts = shape.experts
     yield Parameter(
-        f"{megatron}.mlp.linear_fc1.weight",
+        f"{megatron}.mlp.router.weight",
+        Kind.REPLICATED,
+        (f"{hf}.mlp.gate.weight",),
+        ((experts.num_experts, shape.hidden_size),),
+    )
+    for expert in range(experts.num_experts):
+        prefix, hf_prefix = f"{megatron}.mlp.experts.local_experts.{expert}", f"{hf}.mlp.experts.{expert}"
+        yield from _feed_forward(prefix, hf_prefix, shape.hidden_size, experts.ffn_size, expert)
+
+
+def _feed_forward(
+    prefix: str, hf_prefix: str, hidden_size: int, ffn_size: int, expert: int | None = None
+) -> Iterator[Parameter]:
+    yield Parameter(
+        f"{prefix}.linear_fc1.weight",
         Kind.GATE_UP,
-        (f"{hf}.mlp.gate_proj.weight", f"{hf}.mlp.up_proj.weight"),
-        ((shape.ffn_size, shape.hidden_size),) * 2,
+        (f"{hf_prefix}.gate_proj.weight", f"{hf_prefix}.up_proj.weight"),
+        ((ffn_size, hidden_size),) * 2,
+        expert,
     )
     yield Parameter(
-        f"{megatron}.mlp.linear_fc2.weight",
+        f"{prefix}.linear_fc2.weight",
         Kind.ROW,
-        (f"{hf}.mlp.down_proj.weight",),
-        ((shape.hidden_size, shape.ffn_size),),
+        (f"{hf_prefix}.down_proj.weight",),
+        ((hidden_size, ffn_size),),
+        expert,
     )
 
 

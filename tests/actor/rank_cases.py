@@ -116,15 +116,17 @@ def mixed_pass_case(models: Path, options: dict[str, Any]) -> dict[str, Any]:
         return {"update": update, "teacher_scores": [score.tolist() for score in scores[14:23]]}
 
 
-def resume_case(models: Path, directory: Path, saved: dict[str, Any], resumed: dict[str, Any]) -> dict[str, Any]:
+def resume_case(
+    models: Path, directory: Path, saved: dict[str, Any], resumed: dict[str, Any], model: str = "qwen3_tied"
+) -> dict[str, Any]:
     """Two updates, save, two more; and the last two again from the checkpoint in another actor."""
-    with actor_of(models, "qwen3_tied", **saved) as actor:
+    with actor_of(models, model, **saved) as actor:
         samples = make_samples(actor)
         train(actor, samples, 2)
         actor.save(directory, 2, {"cursor": 17, "names": ["a"]})
         uninterrupted = train(actor, samples, 2)
         weights = {name: tensor.clone() for name, tensor in actor.export()}
-    with actor_of(models, "qwen3_tied", **resumed) as actor:
+    with actor_of(models, model, **resumed) as actor:
         trainer_state = actor.load(latest_checkpoint(directory))
         continued = train(actor, samples, 2)
         differences = [float((weights[name] - tensor).abs().max()) for name, tensor in actor.export()]
@@ -224,10 +226,13 @@ def one_rank(models: Path) -> dict[str, Any]:
 
 def two_ranks(models: Path) -> dict[str, Any]:
     tp2, dp2, plain, overlap = (LAYOUTS[name].options for name in ("tp2_sp", "dp2", "dp2_plain", "dp2_overlap"))
+    ep2, tp2_ep2 = LAYOUTS["ep2"].options, LAYOUTS["tp2_sp_ep2"].options
     cases = {
         "resume_same_layout": resume_case(models, models / "resume_same", tp2, tp2),
         "resume_tp2_as_dp2": resume_case(models, models / "resume_dp2", tp2, overlap),
         "resume_without_distributed_optimizer": resume_case(models, models / "resume_plain", plain, plain),
+        "resume_experts_same_layout": resume_case(models, models / "resume_ep2", ep2, ep2, "qwen3_moe_mixed"),
+        "resume_ep2_as_tp2_ep2": resume_case(models, models / "resume_tp2_ep2", ep2, tp2_ep2, "qwen3_moe"),
         "mixed_pass": mixed_pass_case(models, LAYOUTS["pp2"].options),
         "not_finite": agree_on_all_ranks(not_finite_case(models)),
         "bf16_dp2": bf16_case(models, dp2),

@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.mark.parametrize("name", ["resume_same_layout", "resume_without_distributed_optimizer"])
+@pytest.mark.parametrize(
+    "name", ["resume_same_layout", "resume_without_distributed_optimizer", "resume_experts_same_layout"]
+)
 def test_resuming_changes_nothing(name: str, two_ranks: dict[str, Any]) -> None:
     result = two_ranks[name]
     assert result["continued"] == result["uninterrupted"]
@@ -21,8 +23,9 @@ def test_resuming_changes_nothing(name: str, two_ranks: dict[str, Any]) -> None:
     assert result["trainer_state"] == {"cursor": 17, "names": ["a"]}
 
 
-def test_resuming_at_another_layout(two_ranks: dict[str, Any]) -> None:
-    result = two_ranks["resume_tp2_as_dp2"]
+@pytest.mark.parametrize("name", ["resume_tp2_as_dp2", "resume_ep2_as_tp2_ep2"])
+def test_resuming_at_another_layout(name: str, two_ranks: dict[str, Any]) -> None:
+    result = two_ranks[name]
     for continued, uninterrupted in zip(result["continued"], result["uninterrupted"], strict=True):
         for name in ("loss", "grad_norm", "entropy", "learning_rate"):
             assert continued[name] == pytest.approx(uninterrupted[name], rel=1e-4), name

@@ -19,7 +19,7 @@ from megatron_opid.actor.checkpoint_directory import (
 )
 from megatron_opid.config import ActorConfig
 from megatron_opid.weights.hf_config import parse_hf_config
-from tests.weights.test_hf_config import QWEN3
+from tests.weights.test_hf_config import QWEN3, QWEN3_MOE
 
 
 def write_temporary(directory: Path, step: int, content: str) -> tuple[Path, Path]:
@@ -99,3 +99,15 @@ def test_torn_description(tmp_path: Path) -> None:
 def test_identity_covers_the_whole_shape() -> None:
     shape = parse_hf_config(QWEN3)
     assert identity(shape, ActorConfig()).items() >= asdict(shape).items()
+
+
+def test_experts_are_part_of_the_identity(tmp_path: Path) -> None:
+    temporary, final = write_temporary(tmp_path, 1, "x")
+    shape = parse_hf_config(QWEN3_MOE)
+    description = {"content": "x", "identity": identity(shape, ActorConfig(expert_parallel=2))}
+    (temporary / "checkpoint.json").write_text(json.dumps(description))
+    publish(temporary, final, keep=2)
+    assert checkpoint_faults(tmp_path, ActorConfig(expert_parallel=4), QWEN3_MOE) == []
+    (fault,) = checkpoint_faults(tmp_path, ActorConfig(), QWEN3_MOE | {"mlp_only_layers": [0]})
+    assert "expert_optimizer is True there, False here" in fault
+    assert "'layers': [1, 2, 3" in fault

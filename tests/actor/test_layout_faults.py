@@ -9,7 +9,7 @@ import pytest
 
 from megatron_opid.actor.layout import layout_faults, vocabulary_faults
 from megatron_opid.config import ActorConfig
-from tests.weights.test_hf_config import QWEN3
+from tests.weights.test_hf_config import QWEN3, QWEN3_MOE
 
 
 def test_a_layout_that_fits() -> None:
@@ -29,12 +29,42 @@ def test_a_layout_that_fits() -> None:
         ({"tensor_parallel": 2}, 3, "3 ranks cannot be divided by"),
         ({"sequence_parallel": True}, 1, "needs actor.tensor_parallel > 1"),
         ({"context_parallel": 2}, 2, "actor.context_parallel=2 is not built"),
-        ({"expert_parallel": 2}, 2, "has no experts"),
+        ({"expert_parallel": 2}, 2, "actor.expert_parallel=2, but the model has no experts"),
+        ({"expert_tensor_parallel": 2}, 2, "actor.expert_tensor_parallel=2, but the model has no experts"),
     ],
 )
 def test_refusals(options: dict, world_size: int, message: str) -> None:
     faults = layout_faults(ActorConfig(**options), QWEN3, world_size)
     assert any(message in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize(
+    ("options", "world_size", "message"),
+    [
+        ({"expert_parallel": 3}, 3, "actor.expert_parallel=3 does not divide the model's num_experts=128"),
+        ({"expert_tensor_parallel": 5}, 5, "does not divide the model's moe_intermediate_size=768"),
+        ({"expert_parallel": 4}, 2, "actor.expert_parallel * actor.pipeline_parallel = 4; start a multiple of 4"),
+        ({"expert_parallel": 2, "expert_tensor_parallel": 2}, 4, "does not run over gloo; set actor.expert_tensor"),
+        ({"tensor_parallel": 2, "expert_parallel": 2}, 2, "needs actor.sequence_parallel=true"),
+        ({"tensor_parallel": 2, "sequence_parallel": True}, 2, "would leave the experts' gradients unsummed"),
+    ],
+)
+def test_refusals_of_experts(options: dict, world_size: int, message: str) -> None:
+    faults = layout_faults(ActorConfig(**options), QWEN3_MOE, world_size)
+    assert any(message in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize(
+    ("options", "world_size"),
+    [
+        ({"expert_parallel": 8, "pipeline_parallel": 4}, 32),
+        ({"tensor_parallel": 4, "sequence_parallel": True, "expert_parallel": 8}, 8),
+        ({"tensor_parallel": 2, "sequence_parallel": True, "expert_tensor_parallel": 2}, 2),
+        ({"expert_parallel": 4, "expert_tensor_parallel": 2, "device": "cuda"}, 8),
+    ],
+)
+def test_layouts_of_experts_that_fit(options: dict, world_size: int) -> None:
+    assert layout_faults(ActorConfig(**options), QWEN3_MOE, world_size) == []
 
 
 def test_every_fault_is_reported() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.actor.layouts import ALL_MODELS, LAYOUTS, TEMPERATURE
+from tests.actor.layouts import ALL_MODELS, EXPERT_MODELS, LAYOUTS, TEMPERATURE
 from tests.actor.tiny_models import make_sequences, transformers_logprobs
 
 pytestmark = pytest.mark.timeout(600)  # the first test of a launch waits for all of its cases
@@ -63,13 +63,15 @@ def test_first_update_equals_one_rank(case: tuple[str, dict[str, Any]], one_rank
 def test_later_updates_equal_one_rank(case: tuple[str, dict[str, Any]], one_rank: dict[str, Any]) -> None:
     model, result = case
     expected = one_rank[f"one/{model}"]
+    # Adam's first steps amplify rounding; a token that goes to another expert for it amplifies it again.
+    rel, atol = (1e-3, 2e-2) if model in EXPERT_MODELS else (1e-4, 2e-3)
     for update, reference in zip(result["updates"], expected["updates"], strict=True):
         for name in ("loss", "grad_norm", "entropy", "learning_rate"):
-            assert update[name] == pytest.approx(reference[name], rel=1e-4), name
+            assert update[name] == pytest.approx(reference[name], rel=rel), name
     for name in ("loss", "grad_norm"):
-        assert result["sft"][name] == pytest.approx(expected["sft"][name], rel=1e-4), name
+        assert result["sft"][name] == pytest.approx(expected["sft"][name], rel=rel), name
     trained, reference = (np.concatenate(results["trained_scores"]) for results in (result, expected))
-    np.testing.assert_allclose(trained, reference, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(trained, reference, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("model", ALL_MODELS)

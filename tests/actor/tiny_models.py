@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
 from megatron_opid.actor.samples import TokenSequence
 
@@ -21,11 +21,22 @@ SIZES = {
     "rope_theta": 1e6,
     "max_position_embeddings": 512,
 }
+EXPERT_SIZES = SIZES | {"head_dim": 32, "num_experts": 8, "moe_intermediate_size": 48}
 MODELS = {
     "qwen3_tied": Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=True),
     "qwen3_untied": Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=False),
     "qwen2_tied": Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen2_untied": Qwen2Config(**SIZES, tie_word_embeddings=False),
+    "qwen3_moe": Qwen3MoeConfig(**EXPERT_SIZES, num_experts_per_tok=2, norm_topk_prob=True),
+    # Layers 0 and 2 are dense by decoder_sparse_step, layer 3 by name: layer 1 alone has experts.
+    "qwen3_moe_mixed": Qwen3MoeConfig(
+        **EXPERT_SIZES,
+        num_experts_per_tok=3,
+        norm_topk_prob=False,
+        decoder_sparse_step=2,
+        mlp_only_layers=[3],
+        tie_word_embeddings=True,
+    ),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_opid.weights.families import Kind, canonical_name, parameters
-from megatron_opid.weights.hf_config import ModelShape
+from megatron_opid.weights.hf_config import FAMILIES, ExpertShape, ModelShape
 from megatron_opid.weights.shard import fuse, join_shards, take_shard, unfuse
 
 
@@ -24,9 +24,10 @@ def make_shape(family: str, tied: bool) -> ModelShape:
         rope_theta=1e6,
         tied_embeddings=tied,
         qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
+        qk_norm=family != "qwen2",
         max_positions=128,
         initializer_range=0.02,
+        experts=ExpertShape(4, 2, 20, True, layers=(1,)) if family == "qwen3_moe" else None,
     )
 
 
@@ -35,7 +36,7 @@ def random_tensors(shapes: tuple[tuple[int, ...], ...]) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_round_trip_is_bitwise(family: str, num_ranks: int) -> None:
     shape = make_shape(family, tied=False)
     for parameter in parameters(shape):
@@ -78,6 +79,16 @@ def test_vocabulary_is_padded_with_zero_rows() -> None:
     assert torch.equal(unfuse(parameter, full, shape)[0], embedding)
 
 
+def test_experts_and_dense_layers() -> None:
+    named = {parameter.name: parameter for parameter in parameters(make_shape("qwen3_moe", tied=True))}
+    assert "decoder.layers.0.mlp.linear_fc1.weight" in named
+    assert "decoder.layers.1.mlp.linear_fc1.weight" not in named
+    assert named["decoder.layers.1.mlp.router.weight"].hf_names == ("model.layers.1.mlp.gate.weight",)
+    expert = named["decoder.layers.1.mlp.experts.local_experts.3.linear_fc2.weight"]
+    assert (expert.expert, expert.hf_names) == (3, ("model.layers.1.mlp.experts.3.down_proj.weight",))
+    assert named["decoder.layers.0.mlp.linear_fc2.weight"].expert is None
+
+
 def test_a_tied_head_has_no_parameter() -> None:
     names = [parameter.name for parameter in parameters(make_shape("qwen3", tied=True))]
     assert "output_layer.weight" not in names
@@ -91,3 +102,6 @@ def test_transformer_engine_names() -> None:
         "decoder.layers.3.pre_mlp_layernorm.weight"
     )
     assert canonical_name("decoder.final_layernorm.weight") == "decoder.final_layernorm.weight"
+    assert canonical_name("decoder.layers.3.mlp.experts.linear_fc2.weight11") == (
+        "decoder.layers.3.mlp.experts.local_experts.11.linear_fc2.weight"
+    )
