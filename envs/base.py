@@ -6,6 +6,7 @@ An environment package (`envs.alfworld`, ...) is a module with the members of `E
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ class Task:
 class Observation:
     """What the agent may see now: the environment's text and the actions that it would accept.
 
+    An entry of `admissible` may have a place for free text, as `search[<your query>]` (is_admissible).
     Where the actions are too many to list, `admissible` is empty and `affordances` holds what they are made of, by kind
     (ScienceWorld: action templates and the names of objects).
     """
@@ -98,6 +100,20 @@ class EnvironmentPackage(Protocol):
     def project_action(self, response: str) -> tuple[str, bool]: ...
 
     def success_score(self, won: bool) -> float: ...
+
+
+def is_admissible(action: str, admissible: Sequence[str]) -> bool:
+    """Whether `action` is one of those offered; in `search[<your query>]` any text may stand for what is in <>."""
+    if action in admissible:
+        return True
+    openings = (re.split(r"<[^<>]+>", offered, maxsplit=1) for offered in admissible if "<" in offered)
+    return any(
+        len(ends) == 2
+        and action.startswith(ends[0])
+        and action.endswith(ends[1])
+        and len(action) > len(ends[0]) + len(ends[1])
+        for ends in openings
+    )
 
 
 def unknown_options(options: Mapping[str, Any], known: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from envs.base import is_admissible
 from rollout.trajectory import Step, Trajectory
 
 # Longer observations (search results, shop pages) keep their beginning; a request must fit a small model's context.
@@ -58,6 +59,6 @@ def _describe(index: int, step: Step) -> str:
 def _remark(step: Step) -> str:
     if not step.valid:
         return "   (malformed answer)"
-    if step.admissible and step.action not in step.admissible:
+    if step.admissible and not is_admissible(step.action, step.admissible):
         return "   (not possible here)"
     return ""
