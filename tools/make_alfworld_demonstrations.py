@@ -11,11 +11,11 @@ the skill makes right: so the model learns to read skills, without which their s
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,9 +27,10 @@ from envs.alfworld.expert import Expert, Noise
 from envs.alfworld.facts import parse_goal
 from envs.alfworld.knowledge import Knowledge, replay
 from envs.alfworld.plan import right_actions
-from envs.base import PromptView, Task
+from envs.base import Task
 from megatron_opid.skills.alfworld_rules import alfworld_skills
-from rollout.trajectory import Step, Trajectory
+from rollout.trajectory import Trajectory
+from tools.demonstrations import conversation, play, write_conversations
 
 SPLIT = "train"
 
@@ -50,37 +51,14 @@ class Mixture:
         return Noise(rng.uniform(0, self.max_random_action), self.invalid_action, self.forget)
 
 
-def play(environment: Any, game: int, expert: Expert, max_steps: int) -> Trajectory:
-    """One episode of the expert; its steps hold texts only, no tokens."""
-    start = environment.reset(Task("alfworld", game, 0, SPLIT))
-    observation, steps, won = start.observation, [], False
-    for index in range(max_steps):
-        action = expert.act(PromptView(start.goal, (), index, observation.text, observation.admissible))
-        outcome = environment.step(action)
-        valid = action in observation.admissible
-        steps.append(Step(observation.text, observation.admissible, (), (), (), "", action, valid, outcome.reward, 0))
-        observation, won = outcome.observation, outcome.won
-        if outcome.done:
-            break
-    task, uid = Task("alfworld", game, 0, SPLIT), str(game)
-    return Trajectory(
-        task, uid, uid, start.goal, start.category, tuple(steps), won, alfworld.success_score(won), skills=None
-    )
-
-
 def conversations(
     trajectory: Trajectory, history_length: int, style: str, max_step_skills: int
 ) -> Iterator[dict[str, Any]]:
     """The plain prompts with the expert's actions, then the prompts with skills and the actions they make right."""
-
-    def conversation(index: int, action: str, **skill: str) -> dict[str, Any]:
-        prompt = alfworld.render_prompt(trajectory.view(index, history_length), style=style, **skill)
-        answer = f"<think></think><action>{action}</action>"
-        return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
-
+    converse = partial(conversation, trajectory, history_length=history_length, style=style)
     for index, step in enumerate(trajectory.steps):
         if step.valid:
-            yield conversation(index, step.action)
+            yield converse(index, step.action)
     skills = alfworld_skills(trajectory, trajectory.success, max_step_skills)
     if skills is None:
         return
@@ -89,10 +67,10 @@ def conversations(
     for index, step in enumerate(trajectory.steps):
         right = right_actions(goal, _in_hindsight(known[index], known[-1]), step.admissible)
         if right:
-            yield conversation(index, right[0], episode_skill=skills.episode)
+            yield converse(index, right[0], episode_skill=skills.episode)
         if index in skills.steps:
             action = skills.steps[index].removeprefix("now ").removesuffix(" .")
-            yield conversation(index, action, step_skill=skills.steps[index])
+            yield converse(index, action, step_skill=skills.steps[index])
 
 
 def _in_hindsight(known: Knowledge, final: Knowledge) -> Knowledge:
@@ -130,19 +108,19 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"make_alfworld_demonstrations: {error}", file=sys.stderr)
         return 2
     environment = alfworld.make_environment(data)
-    num_won = num_conversations = 0
-    partial = options.out.with_name(options.out.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    won: list[bool] = []
+
+    def lines() -> Iterator[dict[str, Any]]:
         for _ in tqdm(range(options.episodes), desc="demonstrations", disable=not sys.stderr.isatty()):
             expert = Expert(rng.getrandbits(32), mixture.draw(rng))
-            trajectory = play(environment, rng.randrange(num_games), expert, options.max_steps)
-            num_won += trajectory.success
-            for line in conversations(trajectory, options.history, options.style, options.max_step_skills):
-                file.write(json.dumps(line) + "\n")
-                num_conversations += 1
-    partial.replace(options.out)
+            task = Task("alfworld", rng.randrange(num_games), 0, SPLIT)
+            trajectory = play(environment, task, expert, options.max_steps)
+            won.append(trajectory.success)
+            yield from conversations(trajectory, options.history, options.style, options.max_step_skills)
+
+    count = write_conversations(options.out, lines())
     environment.close()
-    print(f"{options.out}: {num_conversations} conversations, the expert won {num_won / options.episodes:.0%}")
+    print(f"{options.out}: {count} conversations, the expert won {sum(won) / max(1, len(won)):.0%}")
     return 0
 
 

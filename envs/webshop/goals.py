@@ -7,6 +7,7 @@ of their instructions or combinations, and put into words when they are played.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -64,18 +65,22 @@ def list_goals(products: Iterable[tuple[int, Product, float]], kind: str, rng: R
     Human goals draw an upper price each, the synthetic ones of a product share theirs. Goals without attributes are
     left out.
     """
-    goals: list[tuple[int, int, float]] = []
+    numbers, items, uppers = array("q"), array("q"), array("d")  # the full catalogue has millions of combinations
     for number, product, price in products:
         if kind == HUMAN:
-            goals += [
-                (number, item, draw_upper_price(price, rng))
-                for item, instruction in enumerate(product.instructions)
-                if instruction.attributes
-            ]
+            asked = [item for item, wish in enumerate(product.instructions) if wish.attributes]
+            drawn = [draw_upper_price(price, rng) for _ in asked]
         elif product.instruction is not None and product.instruction_attributes:
-            price_upper = draw_upper_price(price, rng)
-            goals += [(number, item, price_upper) for item in range(math.prod(_option_sizes(product)))]
-    return np.array(goals, dtype=GOAL)
+            asked = range(math.prod(_option_sizes(product)))
+            drawn = [draw_upper_price(price, rng)] * len(asked)
+        else:
+            continue
+        numbers.extend([number] * len(asked))
+        items.extend(asked)
+        uppers.extend(drawn)
+    goals = np.empty(len(numbers), dtype=GOAL)
+    goals["product"], goals["item"], goals["price_upper"] = numbers, items, uppers
+    return goals
 
 
 def make_goal(product: Product, item: int, price_upper: float, kind: str) -> Goal:

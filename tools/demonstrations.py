@@ -1,0 +1,56 @@
+"""What the makers of demonstrations share: an expert's episode, conversations, and the file of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from envs.base import Environment, PromptView, Task, is_admissible, load
+from rollout.trajectory import Step, Trajectory
+
+
+class Expert(Protocol):
+    """Chooses actions from what an agent sees; a view of index 0 starts a new episode."""
+
+    def act(self, view: PromptView) -> str: ...
+
+
+def play(environment: Environment, task: Task, expert: Expert, max_steps: int) -> Trajectory:
+    """One episode of the expert; its steps hold texts only, no tokens. A step is valid if its action was offered."""
+    start = environment.reset(task)
+    observation, steps, won = start.observation, [], False
+    for index in range(max_steps):
+        action = expert.act(PromptView(start.goal, (), index, observation.text, observation.admissible))
+        outcome = environment.step(action)
+        valid = is_admissible(action, observation.admissible)
+        steps.append(Step(observation.text, observation.admissible, (), (), (), "", action, valid, outcome.reward, 0))
+        observation, won = outcome.observation, outcome.done and outcome.won
+        if outcome.done:
+            break
+    uid, score = str(task.index), load(task.env).success_score(won)
+    return Trajectory(task, uid, uid, start.goal, start.category, tuple(steps), won, score)
+
+
+def conversation(
+    trajectory: Trajectory, index: int, action: str, *, history_length: int, style: str, **skill: str
+) -> dict[str, Any]:
+    """The prompt of step `index`, with a skill in it if one is given, and `action` as its answer."""
+    render = load(trajectory.task.env).render_prompt
+    prompt = render(trajectory.view(index, history_length), style=style, **skill)
+    answer = f"<think></think><action>{action}</action>"
+    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+
+
+def write_conversations(out: Path, conversations: Iterable[dict[str, Any]]) -> int:
+    """Write JSON lines, whole or not at all; returns how many."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f"{out.name}.partial")
+    count = 0
+    with partial.open("w", encoding="utf-8") as file:
+        for line in conversations:
+            file.write(json.dumps(line) + "\n")
+            count += 1
+    partial.replace(out)
+    return count
