@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from megatron_opid.algorithm.advantages import (
-    TeacherScores,
+    TeacherLogprobs,
     discounted_returns,
     group_advantage,
     label_ids,
     per_token,
     state_advantage,
-    teacher_advantage,
 )
 from megatron_opid.config import AlgorithmConfig
 from megatron_opid.skills.prompting import TeacherPrompts
@@ -65,11 +64,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Scores:
-    """Log-probs of the batch's response tokens, float32 [T]: `teachers` per level, 0 where the level did not score."""
+    """Log-probs of the batch's response tokens, float32 [T]; old: None until the update's forward pass makes them."""
 
-    old: Tensor
+    old: Tensor | None
     reference: Tensor | None
-    teachers: Mapping[str, TeacherScores]
+    teachers: Mapping[str, TeacherLogprobs]
 
 
 def build_batch(
@@ -113,17 +112,14 @@ def build_batch(
     )
 
 
-def advantages(batch: Batch, scores: Scores, algorithm: AlgorithmConfig) -> Tensor:
-    """The advantage of every response token, float32 [T]: outcome + state term + skill term, by `algorithm.name`."""
+def outcome_advantages(batch: Batch, algorithm: AlgorithmConfig) -> Tensor:
+    """The advantage of every response token, float32 [T], without the skill term: outcome + state term."""
     group = group_advantage(batch.flat("score"), batch.groups, algorithm.advantage_mode)
     total = per_token(group, batch.lengths)
     if algorithm.name != "grpo" and algorithm.state_weight:
         returns = discounted_returns(batch.flat("reward"), batch.trajectory_ids, algorithm.gamma)
         state = state_advantage(returns, batch.groups, batch.states, algorithm.advantage_mode)
         total = total + algorithm.state_weight * per_token(state, batch.lengths)
-    if algorithm.name == "opid" and scores.teachers:
-        levels = list(scores.teachers.values())
-        total = total + teacher_advantage(levels, normalize=algorithm.normalize_teacher, clip=algorithm.teacher_clip)
     return total
 
 

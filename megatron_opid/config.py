@@ -63,11 +63,30 @@ class RolloutConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class EngineConfig:
-    """What samples. `local` runs transformers in the trainer's processes, one copy of the model each."""
+    """What samples. `local` runs transformers in the trainer's processes, one copy of the model each.
 
-    name: Literal["local"] = "local"
+    `vllm` and `sglang` are servers: those at `urls`, or `num_servers` that rank 0 starts on its machine; with
+    `cpu_servers` those are our own, which speak the same protocol on a CPU. Colocated engines give their memory back
+    while the trainer works; disaggregated ones have GPUs of their own, after the trainer's. `sync` is how weights reach
+    them: over a file system shared with the trainer, by NCCL, or (colocated) as handles of device memory.
+    """
+
+    name: Literal["local", "vllm", "sglang"] = "local"
     max_batch_sequences: PositiveInt = 64
     verify_every: PositiveInt = 10  # weight digests are compared on the first sync and every N syncs
+    urls: tuple[str, ...] = ()
+    num_servers: PositiveInt = 1
+    cpu_servers: bool = False
+    tensor_parallel: PositiveInt = 1
+    gpu_memory_utilization: PositiveFloat = 0.85
+    placement: Literal["colocated", "disaggregated"] = "disaggregated"
+    sync: Literal["auto", "in_process", "disk", "nccl", "ipc"] = "auto"  # auto: in_process for local, else disk
+    sync_dir: str = ""  # of disk; empty: <run.dir>/weights
+    bucket_mib: PositiveInt = 1024  # tensors in transit; two buckets where gathering and sending overlap
+    request_timeout_s: PositiveFloat = 600.0  # a response that takes longer makes its engine a hanging one
+    slow_ratio: PositiveFloat = 10.0  # against the 90th percentile of the other engines' response times
+    startup_timeout_s: PositiveFloat = 1200.0
+    recovery_timeout_s: PositiveFloat = 1200.0  # how long requests wait while no engine serves
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -119,6 +138,9 @@ class AlgorithmConfig:
     distillation_coefficient: NonNegativeFloat = 0.0
     distillation_weight: Literal["delta", "importance"] = "delta"
     distillation_clip: PositiveFloat | None = None
+    # What π_old is: a pass of its own before the update; the update's own first forward (no pass: one update per step
+    # only); or the log-probs that the engine sampled with.
+    old_logprob: Literal["recompute", "reuse", "engine"] = "recompute"
     correction: Literal["none", "truncate", "mask"] = "none"  # engine against trainer log-probs
     correction_low: PositiveFloat = 0.5
     correction_high: PositiveFloat = 2.0
@@ -143,7 +165,11 @@ class ActorConfig:
     sequence_parallel: bool = False
     tokens_per_micro_batch: PositiveInt = 16384
     updates_per_step: PositiveInt = 1  # the step's samples are split into this many optimizer updates
-    recompute: Literal["none", "selective", "full"] = "none"
+    # Activations made again in the backward pass: none, attention's (selective), the MLPs' (mlp), every layer's (full).
+    recompute: Literal["none", "selective", "mlp", "full"] = "none"
+    recompute_layers: NonNegativeInt = 0  # with full: only this many layers of each pipeline stage; 0: all
+    fp8: Literal["none", "delayed", "current"] = "none"  # scaling of 8-bit matrix products; GPU only
+    deterministic: bool = False  # the same bits in every run, slower on a GPU
     distributed_optimizer: bool = True
     overlap_communication: bool = False
     head: Literal["auto", "torch", "triton", "cuda"] = "auto"  # the back end of kernels/linear_logprob
@@ -162,6 +188,7 @@ class OptimizerConfig:
     beta2: PositiveFloat = 0.999
     epsilon: PositiveFloat = 1e-8
     gradient_clip: PositiveFloat = 1.0
+    offload_fraction: NonNegativeFloat = 0.0  # of the state kept, and updated, in host memory; GPU only
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -189,6 +216,7 @@ class RunConfig:
     num_steps: PositiveInt = 160
     save_every: PositiveInt = 10
     keep_checkpoints: PositiveInt = 2
+    async_checkpoints: bool = False  # written by a process of their own while training goes on
     validate_every: PositiveInt = 5
     validate_first: bool = True
     save_trajectories_every: PositiveInt = 5
@@ -267,10 +295,34 @@ def value_faults(config: Config) -> list[str]:
             f"algorithm.correction_low={algorithm.correction_low} must be below "
             f"correction_high={algorithm.correction_high}"
         )
+    faults += _old_logprob_faults(algorithm, config.actor.updates_per_step)
+    if optimizer.offload_fraction > 1:
+        faults.append(f"optimizer.offload_fraction={optimizer.offload_fraction} is above 1; set 0 to 1")
     if optimizer.min_learning_rate > optimizer.learning_rate:
         faults.append(
             f"optimizer.min_learning_rate={optimizer.min_learning_rate} is above "
             f"optimizer.learning_rate={optimizer.learning_rate}"
+        )
+    return faults
+
+
+def _old_logprob_faults(algorithm: AlgorithmConfig, updates_per_step: int) -> list[str]:
+    """Combinations in which π_old would not be what its name says."""
+    faults = []
+    if algorithm.old_logprob == "reuse" and updates_per_step > 1:
+        faults.append(
+            f"algorithm.old_logprob=reuse needs actor.updates_per_step=1, it is {updates_per_step}: the forward pass "
+            "of a later update is not the old policy's; set recompute"
+        )
+    if algorithm.old_logprob == "reuse" and algorithm.name == "opid" and algorithm.normalize_teacher:
+        faults.append(
+            "algorithm.old_logprob=reuse cannot normalize_teacher: the mean over the batch needs all old log-probs "
+            "before the first gradient; set recompute"
+        )
+    if algorithm.old_logprob == "engine" and algorithm.correction != "none":
+        faults.append(
+            f"algorithm.old_logprob=engine leaves algorithm.correction={algorithm.correction} nothing to correct; "
+            "set none"
         )
     return faults
 

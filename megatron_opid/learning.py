@@ -1,8 +1,9 @@
-"""What one training step does with its batch: score it, turn scores into advantages, update the policy."""
+"""What one training step does with its batch: score it, then update the policy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from megatron_opid.actor.actor import Actor
-from megatron_opid.actor.samples import PolicySample, ScoreRequest, TokenSequence
-from megatron_opid.algorithm.advantages import TeacherScores
-from megatron_opid.algorithm.corrections import importance_correction
-from megatron_opid.algorithm.losses import LossCoefficients, aggregation_weights, kl_divergence
-from megatron_opid.batch import Batch, Sample, Scores, build_batch
+from megatron_opid.actor.samples import OnPolicySample, PolicySample, ScoreRequest, TokenSequence
+from megatron_opid.actor.update import PolicyUpdate
+from megatron_opid.algorithm.advantages import TeacherLogprobs
+from megatron_opid.algorithm.losses import LossCoefficients, aggregation_weights
+from megatron_opid.algorithm.old_policy import OldPolicyRules, old_policy_terms
+from megatron_opid.batch import Batch, Sample, Scores, build_batch, outcome_advantages
 from megatron_opid.config import AlgorithmConfig, Config
 from megatron_opid.skills.prompting import teacher_prompts
 from megatron_opid.skills.routing import route
@@ -22,8 +24,6 @@ from rollout.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-MISMATCH_THRESHOLD_NATS = 0.1
 
 
 def needs_reference(algorithm: AlgorithmConfig) -> bool:
@@ -66,7 +66,8 @@ def prepare(trajectories: Sequence[Trajectory], tokenizer: PreTrainedTokenizerBa
 def score(actor: Actor, batch: Batch, updates: Sequence[np.ndarray], algorithm: AlgorithmConfig) -> Scores:
     """Old, reference and teacher log-probs of the batch's responses in one pass per weight set.
 
-    The samples of update k are packed as that update will pack them, so the first update's ratio is exactly 1.
+    The samples of update k are packed as that update will pack them, so the first update's ratio is exactly 1. Old
+    log-probs are not scored where `algorithm.old_logprob` has them from elsewhere.
     """
     sequences = [_sequence(sample, sample.prompt_ids) for sample in batch.samples]
     wanted: list[tuple[str, int]] = []
@@ -76,7 +77,7 @@ def score(actor: Actor, batch: Batch, updates: Sequence[np.ndarray], algorithm: 
         wanted.append((name, index))
         requests.append(request)
 
-    for number, part in enumerate(updates):
+    for number, part in enumerate(updates if algorithm.old_logprob == "recompute" else ()):
         for index in part:
             ask("old", index, ScoreRequest(sequences[index], batch=number))
     if algorithm.kl_coefficient > 0:
@@ -92,42 +93,98 @@ def score(actor: Actor, batch: Batch, updates: Sequence[np.ndarray], algorithm: 
     return _scores(batch, wanted, values, algorithm)
 
 
-def update(
-    actor: Actor, batch: Batch, scores: Scores, advantages: Tensor, updates: Sequence[np.ndarray], a: AlgorithmConfig
-) -> dict[str, float]:
-    """One optimizer update per part of `updates`; the means of their statistics, weighted by samples, and the largest
-    |ρ − 1| of all and of the first."""
-    terms = {
-        "old_logprobs": scores.old,
-        "advantages": advantages,
-        "reference_logprobs": scores.reference,
-        "correction": importance_correction(
-            scores.old,
-            batch.flat("engine_logprobs"),
-            mode=a.correction,
-            low=a.correction_low,
-            high=a.correction_high,
-        ),
-    }
-    if a.distillation_coefficient:
-        deltas = (level.delta * level.mask for level in scores.teachers.values())
-        terms["teacher_delta"] = sum(deltas, torch.zeros_like(scores.old))
+@dataclass(frozen=True)
+class Learned:
+    """What a step's updates were.
+
+    statistics: means of the updates' statistics, weighted by samples, and the largest |ρ − 1| of all and of the first;
+    scores: with the old log-probs; advantages [T]: what the tokens were trained with; trainer_logprobs [T]: under the
+    weights before the step, NaN for tokens that were not scored and not in the first update.
+    """
+
+    statistics: dict[str, float]
+    scores: Scores
+    advantages: Tensor
+    trainer_logprobs: Tensor
+
+
+def learn(actor: Actor, batch: Batch, scores: Scores, updates: Sequence[np.ndarray], a: AlgorithmConfig) -> Learned:
+    """One optimizer update per part of `updates`."""
+    outcome, engine, teachers = (
+        outcome_advantages(batch, a),
+        batch.flat("engine_logprobs"),
+        list(scores.teachers.values()),
+    )
+    rules = old_policy_rules(a, teachers)
+    if scores.old is None:
+        kind, terms = OnPolicySample, _on_policy_terms(outcome, engine, teachers, rules)
+    else:
+        made = old_policy_terms(scores.old, outcome, teachers, engine, rules)
+        kind, terms = PolicySample, {"old_logprobs": scores.old, **vars(made)}
+    terms["reference_logprobs"] = scores.reference
     arrays = {name: _split(value, batch) for name, value in terms.items() if value is not None}
-    statistics = []
-    for part in updates:
-        chosen = {name: [values[index] for index in part] for name, values in arrays.items()}
-        if a.distillation_coefficient:
-            mask = torch.cat([_teacher_mask(batch.samples[index], a) for index in part])
-            weights = aggregation_weights(batch.lengths[part], mask, a.aggregation) if mask.any() else mask
-            chosen["distillation_weights"] = list(np.split(weights.numpy(), np.cumsum(batch.lengths[part])[:-1]))
-        samples = [
-            PolicySample(
-                _sequence(batch.samples[index], batch.samples[index].prompt_ids),
-                **{name: values[place] for name, values in chosen.items()},
-            )
-            for place, index in enumerate(part)
-        ]
-        statistics.append(actor.update(samples, loss_coefficients(a), aggregation=a.aggregation))
+    results = [
+        actor.update(
+            _samples(kind, batch, part, arrays, a), loss_coefficients(a), aggregation=a.aggregation, rules=rules
+        )
+        for part in updates
+    ]
+    first = _flat_of_samples(batch, updates[0], results[0].logprobs)
+    if scores.old is None:
+        scores = replace(scores, old=first)
+        made = old_policy_terms(first, outcome, teachers, engine, rules)
+    trainer = scores.old if a.old_logprob == "recompute" else first
+    return Learned(_statistics(results, updates), scores, made.advantages, trainer)
+
+
+def old_policy_rules(a: AlgorithmConfig, teachers: Sequence[TeacherLogprobs]) -> OldPolicyRules:
+    """The constants of the terms that compare with the old policy, from the configuration."""
+    return OldPolicyRules(
+        teacher_weights=tuple(teacher.weight for teacher in teachers),
+        normalize_teacher=a.normalize_teacher,
+        teacher_clip=a.teacher_clip,
+        distills=a.distillation_coefficient > 0,
+        correction=a.correction,
+        correction_low=a.correction_low,
+        correction_high=a.correction_high,
+    )
+
+
+def _on_policy_terms(
+    outcome: Tensor, engine: Tensor, teachers: Sequence[TeacherLogprobs], rules: OldPolicyRules
+) -> dict[str, Tensor | None]:
+    return {
+        "advantages": outcome,
+        "engine_logprobs": engine if rules.correction != "none" else None,
+        "teacher_logprobs": torch.stack([teacher.logprobs for teacher in teachers], dim=1) if teachers else None,
+        "teacher_masks": torch.stack([teacher.mask for teacher in teachers], dim=1) if teachers else None,
+    }
+
+
+def _samples(
+    kind: type[PolicySample] | type[OnPolicySample],
+    batch: Batch,
+    part: np.ndarray,
+    arrays: Mapping[str, Sequence[np.ndarray]],
+    a: AlgorithmConfig,
+) -> list[PolicySample] | list[OnPolicySample]:
+    """The samples of one update."""
+    chosen = {name: [values[index] for index in part] for name, values in arrays.items()}
+    if a.distillation_coefficient:
+        mask = torch.cat([_teacher_mask(batch.samples[index], a) for index in part])
+        weights = aggregation_weights(batch.lengths[part], mask, a.aggregation) if mask.any() else mask
+        chosen["distillation_weights"] = list(np.split(weights.numpy(), np.cumsum(batch.lengths[part])[:-1]))
+    return [
+        kind(
+            _sequence(batch.samples[index], batch.samples[index].prompt_ids),
+            **{name: values[place] for name, values in chosen.items()},
+        )
+        for place, index in enumerate(part)
+    ]
+
+
+def _statistics(results: Sequence[PolicyUpdate], updates: Sequence[np.ndarray]) -> dict[str, float]:
+    statistics = [result.statistics for result in results]
     share = np.array([len(part) for part in updates]) / sum(len(part) for part in updates)
     means = {name: float(share @ [s[name] for s in statistics]) for name in statistics[0]}
     return means | {
@@ -136,41 +193,13 @@ def update(
     }
 
 
-def teacher_statistics(batch: Batch, scores: Scores) -> dict[str, float]:
-    """How far the skills shift the log-probs: over all scored tokens, and apart for won and lost episodes (nats)."""
-    if not scores.teachers:
-        return {}
-    won = torch.tensor([batch.trajectories[sample.trajectory].success for sample in batch.samples])
-    won = torch.repeat_interleave(won, batch.lengths)
-    masks = [level.mask.bool() for level in scores.teachers.values()]
-    delta = torch.cat([level.delta[mask] for level, mask in zip(scores.teachers.values(), masks, strict=True)])
-    success = torch.cat([won[mask] for mask in masks])
-    statistics = {
-        "scored_fraction": float(torch.stack(masks).any(dim=0).float().mean()),
-        "cut_prompts": float(sum(sample.teacher_prompts.num_cut for sample in batch.samples)),
-    }
-    if len(delta):
-        statistics |= {
-            "delta_mean": float(delta.mean()),
-            "delta_abs_mean": float(delta.abs().mean()),
-            "delta_std": float(delta.std(unbiased=False)),
-        }
-    for name, chosen in (("won", success), ("lost", ~success)):
-        if chosen.any():
-            statistics[f"delta_mean_{name}"] = float(delta[chosen].mean())
-    return statistics
-
-
-def mismatch_statistics(batch: Batch, scores: Scores) -> dict[str, float]:
-    """Engine against trainer log-probs of the same tokens under the same weights (nats): their k3 KL, mean, largest."""
-    engine = batch.flat("engine_logprobs")
-    difference = (engine - scores.old).abs()
-    return {
-        "k3": float(kl_divergence(engine, scores.old, "k3").mean()),
-        "logprob_abs_mean": float(difference.mean()),
-        "logprob_abs_max": float(difference.max()),
-        "large_share": float((difference > MISMATCH_THRESHOLD_NATS).float().mean()),
-    }
+def _flat_of_samples(batch: Batch, part: np.ndarray, values: Sequence[np.ndarray]) -> Tensor:
+    """[T], NaN but for the tokens of the samples in `part`."""
+    flat = torch.full((int(batch.lengths.sum()),), torch.nan)
+    places = flat.split(batch.lengths.tolist())
+    for index, value in zip(part, values, strict=True):
+        places[index].copy_(torch.from_numpy(value))
+    return flat
 
 
 def _level_weights(algorithm: AlgorithmConfig) -> dict[str, float]:
@@ -212,8 +241,9 @@ def _scores(
         mask.setdefault(name, torch.zeros(int(starts[-1])))[tokens] = 1.0
     weights = {"episode": algorithm.episode_skill_weight, "step": algorithm.step_skill_weight}
     teachers = {
-        level: TeacherScores((flat[level] - flat["old"]) * mask[level], mask[level], weights[level])
+        level: TeacherLogprobs(flat[level], mask[level], weights[level])
         for level in _levels(algorithm)
         if level in flat
     }
-    return Scores(flat["old"], flat.get("reference"), teachers)
+    old = batch.flat("engine_logprobs") if algorithm.old_logprob == "engine" else flat.get("old")
+    return Scores(old, flat.get("reference"), teachers)

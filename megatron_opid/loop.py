@@ -9,14 +9,15 @@ import torch.distributed as dist
 
 from envs.base import load as load_environment
 from megatron_opid.actor.actor import Actor
-from megatron_opid.batch import advantages, split_updates
+from megatron_opid.batch import split_updates
 from megatron_opid.config import Config
-from megatron_opid.learning import mismatch_statistics, needs_reference, prepare, score, teacher_statistics, update
+from megatron_opid.learning import learn, needs_reference, prepare, score
 from megatron_opid.metrics import BEFORE_TRAINING
 from megatron_opid.report.tokens import token_scores
 from megatron_opid.rollouts import Rollout
 from megatron_opid.run import Run
 from megatron_opid.skills.routing import shuffle_skills
+from megatron_opid.step_statistics import mismatch_statistics, teacher_statistics
 from megatron_opid.tasks import TaskSchedule, validation_tasks
 
 
@@ -43,19 +44,20 @@ def train(config: Config) -> int:
                 batch = prepare(trajectories, rollout.tokenizer, step, config)
                 updates = split_updates(len(batch.samples), config.actor.updates_per_step, config.run.seed, step)
                 scores = score(actor, batch, updates, config.algorithm)
-                token_advantages = advantages(batch, scores, config.algorithm)
             with run.timer("update"):
-                metrics["actor"] = update(actor, batch, scores, token_advantages, updates, config.algorithm)
+                learned = learn(actor, batch, scores, updates, config.algorithm)
+                metrics["actor"] = learned.statistics
             with run.timer("weight_sync"):
                 rollout.push(actor.export(), version=step + 1)
-            metrics |= {"teacher": teacher_statistics(batch, scores), "mismatch": mismatch_statistics(batch, scores)}
+            metrics["teacher"] = teacher_statistics(batch, learned.scores)
+            metrics["mismatch"] = mismatch_statistics(batch.flat("engine_logprobs"), learned.trainer_logprobs)
             if run.validates_after(step):
                 with run.timer("validation"):
                     rollout.validate(validation)
                     metrics["validation"] = rollout.metrics
             run.record(step, metrics)
             if run.keeps_trajectories_of(step):
-                run.keep(step, trajectories, token_scores(batch, scores, token_advantages, rollout.tokenizer))
+                run.keep(step, trajectories, token_scores(batch, learned.scores, learned.advantages, rollout.tokenizer))
         run.finish(rollout.tokenizer)
     return run.exit_code
 

@@ -19,10 +19,11 @@ from megatron_opid.actor.model import build_model, transformer_config
 from megatron_opid.actor.optimizer import build_optimizer, gather_parameters, wrap_for_data_parallel
 from megatron_opid.actor.packing import Packer
 from megatron_opid.actor.parameters import RankParameters
-from megatron_opid.actor.samples import PolicySample, ScoreRequest, TokenSequence
+from megatron_opid.actor.samples import OnPolicySample, PolicySample, ScoreRequest, TokenSequence
 from megatron_opid.actor.scoring import score_batches
-from megatron_opid.actor.update import policy_update, sft_update
+from megatron_opid.actor.update import PolicyUpdate, policy_update, sft_update
 from megatron_opid.algorithm.losses import LossCoefficients
+from megatron_opid.algorithm.old_policy import OldPolicyRules
 from megatron_opid.config import ActorConfig, OptimizerConfig, resolve_model
 from megatron_opid.weights.hf import HfWeights, write_hf
 from megatron_opid.weights.hf_config import parse_hf_config, read_hf_config
@@ -64,13 +65,7 @@ class Actor:
             self._chunks = wrap_for_data_parallel(chunks, config)
             self._optimizer = build_optimizer(optimizer, config, self._chunks, num_training_steps)
         self._reference = self._parameters.snapshot() if with_reference else None
-        self._packer = Packer(
-            shape=self._shape,
-            tokens_per_micro_batch=config.tokens_per_micro_batch,
-            alignment=config.tensor_parallel if config.sequence_parallel else 1,
-            multiple=config.pipeline_parallel if config.virtual_pipeline_parallel > 1 else 1,
-            device=self._device,
-        )
+        self._packer = Packer.of(self._shape, config, self._device)
 
     def close(self) -> None:
         """Give the process groups back (torch.distributed too, if this actor started it); another Actor may follow."""
@@ -93,16 +88,30 @@ class Actor:
         return [results[index] for index in range(len(requests))]
 
     def update(
-        self, samples: Sequence[PolicySample], coefficients: LossCoefficients, *, aggregation: str = "token-mean"
-    ) -> dict[str, float]:
-        """One optimizer update over all samples.
+        self,
+        samples: Sequence[PolicySample] | Sequence[OnPolicySample],
+        coefficients: LossCoefficients,
+        *,
+        aggregation: str = "token-mean",
+        rules: OldPolicyRules | None = None,
+    ) -> PolicyUpdate:
+        """One optimizer update over all samples; OnPolicySamples take their old log-probs from its forward pass, and
+        the terms that `rules` make of them.
 
-        Returns: loss, each term of algorithm.losses.policy_loss, grad_norm (before clipping), learning_rate and
-        max_ratio_deviation = max |π/π_old − 1|. Raises: FloatingPointError, with the weights unchanged, if the loss or
-        the gradient is not finite.
+        Returns: the statistics loss, each term of algorithm.losses.policy_loss, grad_norm (before clipping),
+        learning_rate and max_ratio_deviation = max |π/π_old − 1|; and the log-probs before the update.
+        Raises: FloatingPointError, with the weights unchanged, if the loss or the gradient is not finite.
         """
         with parallel.device_context(self._device):
-            return policy_update(self._chunks, self._optimizer, self._packer, samples, coefficients, aggregation)
+            return policy_update(
+                self._chunks,
+                self._optimizer,
+                self._packer,
+                samples,
+                coefficients,
+                rules or OldPolicyRules(),
+                aggregation,
+            )
 
     def update_sft(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
         """One optimizer update of the mean cross-entropy of all response tokens: loss, grad_norm, learning_rate."""

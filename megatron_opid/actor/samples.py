@@ -59,3 +59,20 @@ class PolicySample:
     correction: np.ndarray | None = None
     teacher_delta: np.ndarray | None = None
     distillation_weights: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class OnPolicySample:
+    """One sample of an update whose own forward pass gives the old log-probs. Every array is float [num_response].
+
+    `advantages` without the skill term; `teacher_logprobs` and `teacher_masks` are [num_response, levels], the levels
+    those of OldPolicyRules.teacher_weights. A term is given for all samples of an update or for none.
+    """
+
+    sequence: TokenSequence
+    advantages: np.ndarray
+    reference_logprobs: np.ndarray | None = None
+    engine_logprobs: np.ndarray | None = None
+    teacher_logprobs: np.ndarray | None = None
+    teacher_masks: np.ndarray | None = None
+    distillation_weights: np.ndarray | None = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from megatron_opid.actor.head import HeadInput
-from megatron_opid.actor.packing import Packer, pack
+from megatron_opid.actor.packing import Packer
 from megatron_opid.actor.parallel import sum_over_replicas
 from megatron_opid.actor.pipeline import MicroBatch, run_micro_batches
 from megatron_opid.actor.samples import TokenSequence
@@ -28,23 +29,34 @@ def score_batches(
     for batch in batches:
         for places in packer.own_part([sequences[index] for index in batch]):
             indices = [batch[place] for place in places]
-            tokens = pack([sequences[index] for index in indices], alignment=packer.alignment, device=packer.device)
+            tokens = packer.pack([sequences[index] for index in indices])
             micro_batches.append(MicroBatch(tokens, HeadInput(tokens.rows, tokens.targets)))
             members.append(indices)
     with torch.no_grad():
         outputs = run_micro_batches(chunks, micro_batches, forward_only=True)
+    lengths = {index: len(sequences[index].response_ids) for batch in batches for index in batch}
+    responses = [micro_batch.tokens.responses for micro_batch in micro_batches]
+    return gather_logprobs(lengths, members, responses, [output.tensor for output in outputs], packer.device)
 
-    slices = _slices(sequences, [index for batch in batches for index in batch])
-    flat = torch.zeros(sum(place.stop - place.start for place in slices.values()), device=packer.device)
-    for output, indices in zip(outputs, members, strict=False):  # no outputs off the last stage
-        lengths = [len(sequences[index].response_ids) for index in indices]
-        for index, logprobs in zip(indices, output.tensor.split(lengths), strict=True):
-            flat[slices[index]] = logprobs
+
+def gather_logprobs(
+    lengths: Mapping[int, int],
+    members: Sequence[Sequence[int]],
+    responses: Sequence[Tensor],
+    logprobs: Sequence[Tensor],
+    device: torch.device,
+) -> dict[int, np.ndarray]:
+    """Every sequence's log-probs float32 [num_response], on every rank, from those of this rank's micro-batches.
+
+    Args: lengths: number of response tokens by sequence; members: the sequences of each micro-batch; responses: which
+    of its response tokens this rank holds (PackedTokens.responses); logprobs: theirs, empty off the last stage.
+    """
+    ends = np.cumsum([0, *lengths.values()])
+    places = {index: np.arange(*bounds) for index, *bounds in zip(lengths, ends, ends[1:], strict=False)}
+    flat = torch.zeros(int(ends[-1]), device=device)
+    for indices, chosen, values in zip(members, responses, logprobs, strict=False):  # none off the last stage
+        if indices:
+            place = torch.as_tensor(np.concatenate([places[index] for index in indices]), device=device)
+            flat[place[chosen]] = values
     gathered = sum_over_replicas(flat).cpu().numpy()
-    return {index: gathered[place] for index, place in slices.items()}
-
-
-def _slices(sequences: Sequence[TokenSequence], indices: Sequence[int]) -> dict[int, slice]:
-    """Where each sequence's response tokens lie in the flat result."""
-    ends = np.cumsum([0, *(len(sequences[index].response_ids) for index in indices)]).tolist()
-    return {index: slice(*bounds) for index, *bounds in zip(indices, ends, ends[1:], strict=False)}
+    return {index: gathered[place[0] : place[-1] + 1] for index, place in places.items()}

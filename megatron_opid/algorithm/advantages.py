@@ -28,6 +28,19 @@ class TeacherScores:
     weight: float
 
 
+@dataclass(frozen=True)
+class TeacherLogprobs:
+    """What a skill level's teacher gave to each token, [T]: log π(y | prompt + skill), 0 where `mask` is 0."""
+
+    logprobs: Tensor
+    mask: Tensor
+    weight: float
+
+    def scores(self, old: Tensor) -> TeacherScores:
+        """Against the log-probs of the plain prompt, [T]."""
+        return TeacherScores((self.logprobs - old) * self.mask, self.mask, self.weight)
+
+
 def label_ids(labels: Sequence[Hashable]) -> Tensor:
     """Number equal labels alike, in order of first appearance: int64 [len(labels)]."""
     numbers: dict[Hashable, int] = {}

@@ -33,6 +33,6 @@ def token_scores(
                 skill=trajectory.skills.episode if level == "episode" else trajectory.skills.steps[sample.index],
                 token_texts=tuple(tokenizer.decode([token]) for token in sample.response_ids),
                 old_logprobs=tuple(old.tolist()),
-                teacher_logprobs=tuple((old + teacher.delta[start:end]).tolist()),
+                teacher_logprobs=tuple(teacher.logprobs[start:end].tolist()),
                 advantages=tuple(advantages[start:end].tolist()),
             )

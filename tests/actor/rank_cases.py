@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -17,8 +18,10 @@ from safetensors import safe_open
 
 from megatron_opid.actor.actor import Actor
 from megatron_opid.actor.checkpoint_directory import CheckpointError, latest_checkpoint
-from megatron_opid.actor.samples import PolicySample, ScoreRequest, TokenSequence
+from megatron_opid.actor.samples import OnPolicySample, PolicySample, ScoreRequest, TokenSequence
+from megatron_opid.algorithm.advantages import TeacherLogprobs
 from megatron_opid.algorithm.losses import LossCoefficients
+from megatron_opid.algorithm.old_policy import OldPolicyRules, old_policy_terms
 from megatron_opid.config import ActorConfig, OptimizerConfig
 from megatron_opid.weights.hf import HfWeights
 from megatron_opid.weights.hf_config import parse_hf_config, read_hf_config
@@ -72,7 +75,9 @@ def make_samples(actor: Actor, count: int = 11) -> list[PolicySample]:
 
 
 def train(actor: Actor, samples: list[PolicySample], num_updates: int) -> list[dict[str, float]]:
-    return [actor.update(samples, COEFFICIENTS, aggregation="seq-mean-token-mean") for _ in range(num_updates)]
+    return [
+        actor.update(samples, COEFFICIENTS, aggregation="seq-mean-token-mean").statistics for _ in range(num_updates)
+    ]
 
 
 def layout_case(models: Path, model: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -112,8 +117,73 @@ def mixed_pass_case(models: Path, options: dict[str, Any]) -> dict[str, Any]:
             PolicySample(sequence, old, np.ones(len(old)), reference_logprobs=reference)
             for sequence, old, reference in zip(sequences, scores[:14], scores[23:], strict=True)
         ]
-        update = actor.update(samples[7:], COEFFICIENTS)
+        update = actor.update(samples[7:], COEFFICIENTS).statistics
         return {"update": update, "teacher_scores": [score.tolist() for score in scores[14:23]]}
+
+
+def reuse_case(models: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """One update whose old log-probs are its own forward's, and the same update with old log-probs scored before."""
+    return {
+        "recompute": first_update(models, options, reuses=False),
+        "reuse": first_update(models, options, reuses=True),
+    }
+
+
+def first_update(models: Path, options: dict[str, Any], *, reuses: bool) -> dict[str, Any]:
+    """Two teachers, the second scoring every other sample, clipped; a correction; the distillation loss."""
+    rules = OldPolicyRules((0.3, 0.2), teacher_clip=0.5, distills=True, correction="truncate", correction_high=1.2)
+    generator, sequences = np.random.default_rng(1), make_sequences(11)
+    lengths = [len(sequence.response_ids) for sequence in sequences]
+    masks = [np.stack([np.ones(n), np.full(n, float(number % 2))], axis=1) for number, n in enumerate(lengths)]
+    with actor_of(models, "qwen3_tied", **options) as actor:
+        known = [
+            OnPolicySample(
+                sequence=sequence,
+                advantages=generator.normal(size=n),
+                reference_logprobs=generator.normal(size=n) - 5,
+                engine_logprobs=generator.normal(size=n) - 5,
+                teacher_logprobs=(generator.normal(size=(n, 2)) - 5) * mask,
+                teacher_masks=mask,
+                distillation_weights=np.full(n, 1 / sum(lengths)),
+            )
+            for sequence, n, mask in zip(sequences, lengths, masks, strict=True)
+        ]
+        samples = known if reuses else with_old_logprobs(known, score_policy(actor, sequences), rules)
+        result = actor.update(samples, COEFFICIENTS, rules=rules)
+        weights = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in actor.export()}
+    logprobs = [values.tolist() for values in result.logprobs]
+    return {"statistics": result.statistics, "weights": weights, "logprobs": logprobs}
+
+
+def with_old_logprobs(
+    known: list[OnPolicySample], scores: list[np.ndarray], rules: OldPolicyRules
+) -> list[PolicySample]:
+    samples = []
+    for sample, score in zip(known, scores, strict=True):
+        old, outcome, engine, logprobs, masks = (
+            torch.as_tensor(np.asarray(values, dtype=np.float32))
+            for values in (
+                score,
+                sample.advantages,
+                sample.engine_logprobs,
+                sample.teacher_logprobs,
+                sample.teacher_masks,
+            )
+        )
+        teachers = [
+            TeacherLogprobs(logprobs[:, n], masks[:, n], weight) for n, weight in enumerate(rules.teacher_weights)
+        ]
+        made = old_policy_terms(old, outcome, teachers, engine, rules)
+        samples.append(
+            PolicySample(
+                sample.sequence,
+                old_logprobs=score,
+                reference_logprobs=sample.reference_logprobs,
+                distillation_weights=sample.distillation_weights,
+                **{name: value.numpy() for name, value in vars(made).items()},
+            )
+        )
+    return samples
 
 
 def resume_case(
@@ -234,6 +304,8 @@ def two_ranks(models: Path) -> dict[str, Any]:
         "resume_experts_same_layout": resume_case(models, models / "resume_ep2", ep2, ep2, "qwen3_moe_mixed"),
         "resume_ep2_as_tp2_ep2": resume_case(models, models / "resume_tp2_ep2", ep2, tp2_ep2, "qwen3_moe"),
         "mixed_pass": mixed_pass_case(models, LAYOUTS["pp2"].options),
+        "reuse_pp2": reuse_case(models, LAYOUTS["pp2"].options),
+        "reuse_dp2": reuse_case(models, dp2),
         "not_finite": agree_on_all_ranks(not_finite_case(models)),
         "bf16_dp2": bf16_case(models, dp2),
         "bf16_tp2": bf16_case(models, tp2),

@@ -1,0 +1,83 @@
+"""Which sequences share a micro-batch: by token budget, balanced over ranks by estimated operations. Pure, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_opid.actor.samples import TokenSequence
+from megatron_opid.weights.hf_config import ModelShape
+
+Plan = list[list[tuple[int, ...]]]
+"""[data-parallel rank][micro-batch] -> indices of its sequences; every rank has the same number, some may be empty."""
+
+
+def sequence_operations(shape: ModelShape, sequence: TokenSequence) -> float:
+    """Multiply-adds of one forward pass: linear layers, causal attention (quadratic), LM head on response rows."""
+    query_size, key_size = shape.num_heads * shape.head_dim, shape.num_groups * shape.head_dim
+    attention_weights = shape.hidden_size * (2 * query_size + 2 * key_size)
+    layer_weights = attention_weights + 3 * shape.hidden_size * shape.ffn_size
+    num_tokens, num_rows = sequence.num_tokens, len(sequence.response_ids)
+    per_layer = num_tokens * layer_weights + num_tokens**2 * query_size
+    return float(shape.num_layers * per_layer + num_rows * shape.hidden_size * shape.vocab_size)
+
+
+def plan_micro_batches(
+    num_tokens: Sequence[int],
+    operations: Sequence[float],
+    *,
+    tokens_per_micro_batch: int,
+    num_ranks: int,
+    multiple: int = 1,
+) -> Plan:
+    """Deal sequences to `num_ranks` x m micro-batches of at most `tokens_per_micro_batch` tokens, m small.
+
+    Longest-processing-time rule: dearest first, each to the cheapest micro-batch with room; if there is none, m grows
+    by `multiple`, of which m is a multiple. The same arguments give the same plan on every rank.
+    Raises: ValueError if a sequence exceeds the budget or there is none.
+    """
+    if not num_tokens:
+        raise ValueError("no sequences to pack; give at least one")
+    if max(num_tokens) > tokens_per_micro_batch:
+        raise ValueError(
+            f"a sequence of {max(num_tokens)} tokens does not fit actor.tokens_per_micro_batch="
+            f"{tokens_per_micro_batch}; set at least {max(num_tokens)}"
+        )
+    order = sorted(range(len(num_tokens)), key=lambda index: (-operations[index], index))
+    num_bins = num_ranks * multiple
+    while sum(num_tokens) > num_bins * tokens_per_micro_batch:
+        num_bins += num_ranks * multiple
+    while (bins := _fill(order, num_tokens, operations, num_bins, tokens_per_micro_batch)) is None:
+        num_bins += num_ranks * multiple
+    return _deal(bins, operations, num_ranks)
+
+
+def _fill(
+    order: Sequence[int], num_tokens: Sequence[int], operations: Sequence[float], num_bins: int, capacity: int
+) -> list[list[int]] | None:
+    """Bins of sequence indices, or None if the rule finds no room for one."""
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    load, room = [0.0] * num_bins, [capacity] * num_bins
+    for index in order:
+        candidates = [number for number in range(num_bins) if room[number] >= num_tokens[index]]
+        if not candidates:
+            return None
+        chosen = min(candidates, key=lambda number: (load[number], number))
+        bins[chosen].append(index)
+        load[chosen] += operations[index]
+        room[chosen] -= num_tokens[index]
+    return bins
+
+
+def _deal(bins: Sequence[Sequence[int]], operations: Sequence[float], num_ranks: int) -> Plan:
+    """Similar bins side by side, so that at each turn of the schedule the ranks have about the same work; of each turn
+    the rank that has least so far takes the dearest, so that they have about the same in all."""
+    cost = [sum(operations[index] for index in members) for members in bins]
+    by_cost = sorted(range(len(bins)), key=lambda number: (-cost[number], bins[number]))
+    plan: Plan = [[] for _ in range(num_ranks)]
+    load = [0.0] * num_ranks
+    for start in range(0, len(bins), num_ranks):
+        ranks = sorted(range(num_ranks), key=lambda rank: (load[rank], rank))
+        for rank, number in zip(ranks, by_cost[start : start + num_ranks], strict=True):
+            plan[rank].append(tuple(sorted(bins[number])))
+            load[rank] += cost[number]
+    return plan

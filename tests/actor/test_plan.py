@@ -1,0 +1,71 @@
+"""Plans: every sequence once, within the budget, balanced, the same number of micro-batches on each rank."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_opid.actor.plan import plan_micro_batches, sequence_operations
+from megatron_opid.actor.samples import TokenSequence
+from megatron_opid.weights.hf_config import parse_hf_config
+from tests.weights.test_hf_config import QWEN3
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 100), min_size=1, max_size=60),
+    num_ranks=st.integers(1, 5),
+    multiple=st.integers(1, 3),
+    budget=st.integers(100, 400),
+)
+def test_plan(lengths: list[int], num_ranks: int, multiple: int, budget: int) -> None:
+    operations = [length**2 for length in lengths]
+    options = {"tokens_per_micro_batch": budget, "num_ranks": num_ranks, "multiple": multiple}
+    plan = plan_micro_batches(lengths, operations, **options)
+    assert len(plan) == num_ranks
+    assert len({len(rank) for rank in plan}) == 1
+    assert len(plan[0]) % multiple == 0
+    micro_batches = [members for rank in plan for members in rank]
+    assert sorted(index for members in micro_batches for index in members) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in members) <= budget for members in micro_batches)
+    assert plan == plan_micro_batches(lengths, operations, **options)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 100), min_size=1, max_size=60), num_ranks=st.integers(2, 5), seed=st.integers(0, 9)
+)
+def test_no_rank_has_more_than_the_dearest_micro_batch_above_another(
+    lengths: list[int], num_ranks: int, seed: int
+) -> None:
+    operations = np.random.default_rng(seed).uniform(1, 100, len(lengths)).tolist()
+    plan = plan_micro_batches(lengths, operations, tokens_per_micro_batch=200, num_ranks=num_ranks)
+    costs = [[sum(operations[index] for index in members) for members in rank] for rank in plan]
+    loads = [sum(rank) for rank in costs]
+    assert max(loads) - min(loads) <= max(max(rank) for rank in costs) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mean_prompt", "mean_response", "num_sequences", "bound"), [(1500, 120, 1024, 1.001), (5000, 800, 128, 1.03)]
+)
+def test_eight_ranks_are_balanced(mean_prompt: int, mean_response: int, num_sequences: int, bound: float) -> None:
+    """Operations of the busiest rank over the mean, of an agentic batch and a long one, both with a long tail."""
+    generator = np.random.default_rng(0)
+    prompts = (mean_prompt * generator.lognormal(-0.08, 0.4, num_sequences)).clip(1, 14000).astype(int)
+    responses = (mean_response * generator.lognormal(-0.28, 0.75, num_sequences)).clip(1, 2000).astype(int)
+    sequences = [TokenSequence(np.zeros(p), np.zeros(r)) for p, r in zip(prompts, responses, strict=True)]
+    operations = [sequence_operations(parse_hf_config(QWEN3), sequence) for sequence in sequences]
+    lengths = [sequence.num_tokens for sequence in sequences]
+    plan = plan_micro_batches(lengths, operations, tokens_per_micro_batch=16384, num_ranks=8)
+    loads = [sum(operations[index] for members in rank for index in members) for rank in plan]
+    assert max(loads) / np.mean(loads) < bound
+    assert len(plan[0]) <= -(-sum(lengths) // (8 * 16384)) + 1
+
+
+def test_a_sequence_above_the_budget_is_refused() -> None:
+    with pytest.raises(ValueError, match="101 tokens does not fit actor.tokens_per_micro_batch=100; set at least 101"):
+        plan_micro_batches([5, 101], [1, 1], tokens_per_micro_batch=100, num_ranks=1)
+    with pytest.raises(ValueError, match="no sequences"):
+        plan_micro_batches([], [], tokens_per_micro_batch=100, num_ranks=1)
