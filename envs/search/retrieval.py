@@ -1,0 +1,110 @@
+"""Where documents come from: an index in this process, or retrieval servers over HTTP."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+
+from envs.bm25 import Index
+from envs.search.corpus import Corpus
+
+BM25_DIRECTORY = "bm25"
+
+
+class RetrievalError(RuntimeError):
+    """No documents could be had: the episode is a failure, not something to learn from."""
+
+
+class Retriever(Protocol):
+    """Finds documents."""
+
+    def retrieve(self, query: str, topk: int) -> list[str]:
+        """The `contents` of the best `topk` documents, best first; fewer if fewer have anything of the query.
+
+        Raises:
+            RetrievalError: there is no answer.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class EmbeddedRetriever:
+    """BM25 over an index directory of tools/build_index.py; processes share its pages.
+
+    Raises:
+        ValueError: the directory is no complete index.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._corpus = Corpus.open(Path(directory))
+        self._index = Index.open(Path(directory) / BM25_DIRECTORY)
+        if self._index.num_documents != len(self._corpus):
+            raise ValueError(f"{directory}: the index and the corpus differ in length; build the index again")
+
+    def retrieve(self, query: str, topk: int) -> list[str]:
+        return [self._corpus[number].contents for number, _ in self._index.search(query, topk)]
+
+    def close(self) -> None:
+        """Nothing to hand back: mappings end with the process."""
+
+
+class _TryAgain(RuntimeError):
+    """The server is away, busy or faulty just now."""
+
+
+class HttpRetriever:
+    """Asks `urls` in turn for `POST {"queries": [query], "topk": n, "return_scores": true}`.
+
+    A server that is away, answers 429 or 5xx or takes longer than `timeout_s` is asked again, the next one first, until
+    `patience_s` have passed: long enough for a server to be restarted.
+    """
+
+    def __init__(self, urls: Sequence[str], timeout_s: float, patience_s: float) -> None:
+        self._urls = itertools.cycle(urls)
+        self._client = httpx.Client(timeout=timeout_s)
+        self._patience_s = patience_s
+
+    def retrieve(self, query: str, topk: int) -> list[str]:
+        attempts = Retrying(
+            stop=stop_after_delay(self._patience_s),
+            wait=wait_exponential_jitter(initial=0.1, max=5, jitter=0.1),
+            retry=retry_if_exception_type(_TryAgain),
+            reraise=True,
+        )
+        try:
+            return attempts(self._ask, query, topk)
+        except _TryAgain as error:
+            raise RetrievalError(f"no answer within {self._patience_s:g} s: {error}") from error
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _ask(self, query: str, topk: int) -> list[str]:
+        url = next(self._urls)
+        request = {"queries": [query], "topk": topk, "return_scores": True}
+        try:
+            response = self._client.post(url, json=request)
+        except httpx.TransportError as error:
+            raise _TryAgain(f"{url}: {type(error).__name__} {error}") from error
+        if response.status_code == httpx.codes.TOO_MANY_REQUESTS or response.status_code >= 500:
+            raise _TryAgain(f"{url}: status {response.status_code}")
+        if response.status_code != httpx.codes.OK:
+            raise RetrievalError(f"{url}: status {response.status_code}: {response.text[:200]}")
+        try:
+            return [_contents(entry) for entry in response.json()["result"][0]]
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise RetrievalError(f"{url} is no retrieval server; it answered {response.text[:200]!r}") from error
+
+
+def _contents(entry: Any) -> str:
+    """The text of one result, with or without a score around it."""
+    contents = entry.get("document", entry)["contents"]
+    if not isinstance(contents, str):
+        raise TypeError("contents is no string")
+    return contents

@@ -1,0 +1,60 @@
+"""Question files from the shapes in which the public data sets come."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from envs.search.generator import Question
+from envs.search.questions import read_questions
+from tools.prepare_search_qa import main
+
+SOURCES = {
+    "nq.jsonl": '{"question": "who is it", "answer": ["A", "B"]}\n{"question": "And?", "answer": ["C"]}\n',
+    "triviaqa.json": json.dumps({"Data": [{"Question": "Q?", "Answer": {"Value": "V", "Aliases": ["V", "W"]}}]}),
+    "hotpotqa.json": json.dumps([{"question": "Is it?", "answer": "yes", "context": []}]),
+    "musique.jsonl": '{"question": "M?", "answer": "m", "answer_aliases": ["mm"]}\n',
+    "popqa.tsv": 'question\tpossible_answers\nP?\t"[""p"", ""pp""]"\n',
+    "bamboogle.csv": "Question,Answer\nB?,b\n",
+    "flashrag.jsonl": '{"question": "F?", "golden_answers": ["f"]}\n{"question": "no answer", "golden_answers": []}\n',
+}
+
+
+def test_files_of_the_public_data_sets(tmp_path: Path) -> None:
+    arguments = ["files", "--out", str(tmp_path / "out"), "--split", "test"]
+    for name, text in SOURCES.items():
+        (tmp_path / name).write_text(text)
+        arguments += ["--source", f"{Path(name).stem}={tmp_path / name}"]
+    assert main(arguments) == 0
+    questions = read_questions(str(tmp_path / "out"), "test")
+    assert sorted(questions, key=lambda question: question.text) == [
+        Question("And?", ("C",), "nq"),
+        Question("B?", ("b",), "bamboogle"),
+        Question("F?", ("f",), "flashrag"),
+        Question("Is it?", ("yes",), "hotpotqa"),
+        Question("M?", ("m", "mm"), "musique"),
+        Question("P?", ("p", "pp"), "popqa"),
+        Question("Q?", ("V", "W"), "triviaqa"),
+        Question("who is it?", ("A", "B"), "nq"),
+    ]
+    row = pq.read_table(tmp_path / "out" / "test.parquet").to_pylist()[0]
+    assert set(row) == {
+        *("data_source", "prompt", "ability", "reward_model", "extra_info", "metadata", "env_kwargs"),
+    }
+    assert row["reward_model"]["ground_truth"] == row["env_kwargs"]["ground_truth"]
+    # The tool reads what it wrote, too.
+    assert main(["files", "--out", str(tmp_path), "--split", "x", "--source", f"y={tmp_path / 'hotpotqa.json'}"]) == 0
+
+
+@pytest.mark.parametrize("text", ["{", '{"rows": 1}', '[{"query": "x"}]', '[{"question": "x", "answer": []}]', "[]"])
+def test_other_files_are_refused_by_name(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "odd.json").write_text(text)
+    assert (
+        main(["files", "--out", str(tmp_path / "out"), "--split", "test", "--source", f"nq={tmp_path / 'odd.json'}"])
+        == 2
+    )
+    assert "odd.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
