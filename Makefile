@@ -19,7 +19,7 @@ setup: .venv/.demo
 
 # The official ALFWorld is the tests' oracle; it compiles two packages (gcc, make).
 .venv/.test: .venv/.demo
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev,alfworld,webshop]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,alfworld,webshop,server]'
 	touch $@
 
 demo: .venv/.demo

@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the rates and every episode's outcome to this file")
     options, overrides = parser.parse_known_args(arguments)
     try:
-        config = load([*overrides, "algorithm.name=grpo", "run.num_processes=1"])
+        config = load([*overrides, "algorithm.name=grpo", "run.num_processes=1", "engine.name=local"])
         split = options.split or config.env.validation_split
         faults = evaluation_faults(config, split, options.watch)
         if faults:

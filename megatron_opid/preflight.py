@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from megatron_opid.config import Config, ConfigError, resolve_model, value_faults
+from megatron_opid.engines import engine_faults
 
 
 def training_faults(config: Config, world_size: int) -> list[str]:
@@ -20,6 +21,7 @@ def training_faults(config: Config, world_size: int) -> list[str]:
         *_environment_faults(config, splits),
         *_model_faults(config),
         *_actor_faults(config, world_size, "train"),
+        *engine_faults(config, world_size),
         *_analyzer_faults(config),
     ]
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,19 +18,23 @@ from envs.base import Task
 from envs.base import load as load_environment
 from megatron_opid.actor.parallel import resolve_device
 from megatron_opid.config import Config, resolve_model
+from megatron_opid.engines import make_launcher, make_pool, make_sync
 from megatron_opid.exchange import all_gather_text
 from megatron_opid.skills.analyzer import Analyzer, make_analyzer
 from megatron_opid.skills.routing import is_scheduled
 from rollout.agent_loop import EpisodeSettings
+from rollout.engines.base import Engine
+from rollout.engines.launch import Launcher
 from rollout.engines.local import LocalEngine
 from rollout.metrics import summarize
 from rollout.trajectory import HindsightSkills, Trajectory, from_json, to_json
-from rollout.weight_sync.in_process import InProcessSync
 from rollout.worker import RolloutWorker
 
 # How the ranks' own figures become one: what is not named here is added up.
 LARGEST = ("seconds", "annotator_exposed_s", "latency_p95_s")
-AVERAGED = ("engine_busy_share", "latency_mean_s")
+AVERAGED = ("engine_busy_share", "engine/prefix_cache_hit_rate", "latency_mean_s")
+# Every rank sees the same servers: one that died is not as many faults as there are ranks.
+SEEN_BY_ALL = ("engine/num_faults/", "engine/num_returns", "engine/num_restarts", "engine/seconds_out")
 
 
 class Rollout:
@@ -43,12 +50,9 @@ class Rollout:
         self.analyzer_metrics: dict[str, float] = {}
         self._config = config
         self._rank, self._num_ranks = rank, num_ranks
-        self._engine = LocalEngine.from_pretrained(
-            directory,
-            device=str(resolve_device(config.actor.device)),
-            dtype=torch.float32 if config.actor.precision == "fp32" else torch.bfloat16,
-            max_batch_sequences=config.engine.max_batch_sequences,
-        )
+        self._gives_memory_back = config.engine.name != "local" and config.engine.placement == "colocated"
+        self._launcher: Launcher | None = None
+        self._engine = self._make_engine(directory)
         self._vocab_size = json.loads((directory / "config.json").read_text())["vocab_size"]
         self._analyzer = self._make_analyzer() if config.algorithm.name == "opid" else None
         self._worker = RolloutWorker(
@@ -60,7 +64,7 @@ class Rollout:
             num_processes=config.env.num_processes,
             progress=None if rank == 0 else False,
         )
-        self._sync = InProcessSync(self._engine, self._worker.run, config.engine.verify_every)
+        self._sync = make_sync(config, self._engine, self._worker.run, rank=rank)
 
     def collect(self, tasks: Sequence[Task], step: int) -> tuple[Trajectory, ...]:
         """The training episodes of `step`, skills attached; in order of tasks, then members of the group."""
@@ -74,6 +78,10 @@ class Rollout:
         rollout = self._config.rollout
         trajectories = self._play(tasks, rollout.group_size, rollout.temperature, step, annotator, "rollout")
         self._refuse_missing_skills()
+        if self._gives_memory_back:
+            if self._rank == 0:
+                self._worker.run(self._engine.sleep())
+            all_gather_text("")  # the other ranks need the memory, too
         return trajectories
 
     def validate(self, tasks: Sequence[Task]) -> tuple[Trajectory, ...]:
@@ -83,13 +91,17 @@ class Rollout:
     def push(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Give the engine the weights of `version` (the number of training steps done)."""
         self._sync.push(named_tensors, version)
+        all_gather_text("")  # no rank may ask a server before all of them have the weights
 
     def close(self) -> None:
-        """Stop environments, analyzer and engine."""
-        if self._analyzer is not None:
-            self._worker.run(self._analyzer.close())
-        self._worker.run(self._engine.close())
-        self._worker.close()
+        """Stop environments, analyzer, engine, and the servers that this rank has started."""
+        with ExitStack() as stack:
+            if self._launcher is not None:
+                stack.callback(self._launcher.close)
+            stack.callback(self._worker.close)
+            stack.callback(lambda: self._worker.run(self._engine.close()))
+            if self._analyzer is not None:
+                self._worker.run(self._analyzer.close())
 
     def __enter__(self) -> Rollout:
         return self
@@ -104,11 +116,33 @@ class Rollout:
         )
         analyzer = self._analyzer.counters() if self._analyzer is not None else {}
         message = json.dumps([self._worker.metrics, analyzer, [to_json(trajectory) for trajectory in played]])
-        parts = [json.loads(text) for text in all_gather_text(message)]
+        # In a thread: while this rank waits for the others, its event loop mends engines that they wait for.
+        parts = [json.loads(text) for text in self._worker.run(asyncio.to_thread(all_gather_text, message))]
         trajectories = _in_task_order([[from_json(line) for line in part[2]] for part in parts], len(tasks), group_size)
         self.metrics = _combine([part[0] for part in parts]) | summarize(trajectories)
         self.analyzer_metrics = _combine([part[1] for part in parts])
         return trajectories
+
+    def _make_engine(self, directory: Path) -> Engine:
+        config = self._config
+        if config.engine.name == "local":
+            return LocalEngine.from_pretrained(
+                directory,
+                device=str(resolve_device(config.actor.device)),
+                dtype=torch.float32 if config.actor.precision == "fp32" else torch.bfloat16,
+                max_batch_sequences=config.engine.max_batch_sequences,
+            )
+        urls = config.engine.urls
+        if not urls and self._rank == 0:
+            self._launcher = make_launcher(config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+            try:
+                asyncio.run(self._launcher.start())
+            except BaseException:
+                self._launcher.close()
+                raise
+            urls = self._launcher.urls
+        urls = tuple(json.loads(all_gather_text(json.dumps(urls))[0]))
+        return make_pool(config, urls, self._launcher)
 
     def _refuse_missing_skills(self) -> None:
         """Training without the skills that were asked for would silently be another method."""
@@ -165,7 +199,7 @@ def _combine(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     combined: dict[str, float] = {}
     for name in {name: None for part in parts for name in part}:
         values = [part[name] for part in parts if name in part]
-        if name in LARGEST:
+        if name in LARGEST or name.startswith(SEEN_BY_ALL):
             combined[name] = max(values)
         elif name in AVERAGED:
             combined[name] = sum(values) / len(values)

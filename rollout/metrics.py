@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from envs.base import is_admissible
 from rollout.trajectory import Trajectory
 
 
@@ -47,7 +48,8 @@ def summarize(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         metrics["valid_action_share"] = sum(step.valid for step in steps) / len(steps)
         choices = [step for step in steps if step.admissible]
         if choices:
-            metrics["admissible_action_share"] = sum(s.action in s.admissible for s in choices) / len(choices)
+            num_admissible = sum(is_admissible(step.action, step.admissible) for step in choices)
+            metrics["admissible_action_share"] = num_admissible / len(choices)
         metrics["cut_response_share"] = sum(step.finish_reason == "length" for step in steps) / len(steps)
         metrics["prompt_tokens_mean"] = metrics["prompt_tokens"] / len(steps)
         metrics["response_tokens_mean"] = metrics["response_tokens"] / len(steps)
@@ -63,16 +65,14 @@ def summarize(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     return metrics | {f"environment/{name}": sum(by_name[name]) / len(by_name[name]) for name in sorted(by_name)}
 
 
-def cost(tally: Tally, num_response_tokens: float, engine_busy_s: float | None) -> dict[str, float]:
+def cost(tally: Tally, num_response_tokens: float, engine_busy_s: float) -> dict[str, float]:
     """Time and events of a collection that ends now."""
     seconds = time.perf_counter() - tally.started_s
-    metrics = {
+    return {
         "seconds": seconds,
         "response_tokens_per_s": num_response_tokens / seconds,
         "num_replays": tally.num_replays,
         "num_failures/environment": tally.num_failures["environment"],
         "num_failures/engine": tally.num_failures["engine"],
+        "engine_busy_share": engine_busy_s / seconds,
     }
-    if engine_busy_s is not None:
-        metrics["engine_busy_share"] = engine_busy_s / seconds
-    return metrics

@@ -114,7 +114,7 @@ class RolloutWorker:
             raise ValueError("a task is given twice in one collection; raise group_size for more episodes of a task")
         tally = Tally()
         num_restarts_before = self.environments.num_restarts
-        busy_before_s = getattr(self._engine, "busy_s", None)  # engines behind HTTP do not know
+        busy_before_s = self._engine.busy_s
         slots = asyncio.Semaphore(self._max_concurrent_episodes)
         with _Progress(label, len(tasks) * group_size, self._progress) as progress:
 
@@ -128,8 +128,8 @@ class RolloutWorker:
 
             trajectories = await _gather(play(task, member) for task in tasks for member in range(group_size))
         self.metrics = summarize(trajectories)
-        busy_s = None if busy_before_s is None else self._engine.busy_s - busy_before_s
-        self.metrics |= cost(tally, self.metrics["response_tokens"], busy_s)
+        self.metrics |= cost(tally, self.metrics["response_tokens"], self._engine.busy_s - busy_before_s)
+        self.metrics |= {f"engine/{name}": value for name, value in (await self._engine.counters()).items()}
         if annotator is not None:
             self.metrics["annotator_exposed_s"] = time.perf_counter() - tally.last_episode_end_s
         self.metrics["num_environment_restarts"] = self.environments.num_restarts - num_restarts_before

@@ -37,6 +37,8 @@ class EngineError(RuntimeError):
 class Engine(Protocol):
     """Samples responses. Many `generate` calls may wait at once; weights change only while no call is running."""
 
+    busy_s: float  # seconds spent on requests since the engine was made
+
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, *, session: str) -> Generation:
         """Sample one response. Calls with the same `session` share a prompt prefix and should share a cache."""
         ...
@@ -55,6 +57,10 @@ class Engine(Protocol):
 
     async def health(self) -> None:
         """Return if the engine can serve, raise EngineError with the reason if not."""
+        ...
+
+    async def counters(self) -> dict[str, float]:
+        """What happened to the engine since the previous call."""
         ...
 
     async def close(self) -> None: ...

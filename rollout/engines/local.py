@@ -48,7 +48,7 @@ class LocalEngine:
             raise ValueError(f"the local engine runs full attention only, this model has {sorted(layer_types)}")
         self.busy_s = 0.0
         self.weight_version = weight_version
-        self._model = model.eval()
+        self.model = model.eval()
         self._max_batch_sequences = max_batch_sequences
         self._batch = DecodeBatch(model)
         self._waiting: deque[Request] = deque()
@@ -91,16 +91,20 @@ class LocalEngine:
     async def sleep(self) -> None:
         """Pause, and move the weights out of the accelerator's memory."""
         await self.pause()
-        self._model.to("cpu")
+        self.model.to("cpu")
 
     async def wake(self) -> None:
-        self._model.to(self._device)
+        self.model.to(self._device)
         await self.resume()
 
     async def health(self) -> None:
         """Return if the weights are whole, raise EngineError if an update has failed half-way."""
         if self._fault is not None:
             raise EngineError(self._fault)
+
+    async def counters(self) -> dict[str, float]:
+        """Nothing happens to it that its requests do not tell."""
+        return {}
 
     async def close(self) -> None:
         """Refuse every later request, after those that run are finished."""
@@ -118,7 +122,7 @@ class LocalEngine:
         await self.pause()
         self._fault = f"weights are incomplete: the update to version {version} failed"
         try:
-            _load(self._model, named_tensors)
+            _load(self.model, named_tensors)
             self._fault = None
             self.weight_version = version
         finally:
@@ -128,10 +132,10 @@ class LocalEngine:
 
     def digests(self) -> dict[str, int]:
         """The digest of every weight that the engine holds, by name, tied names included."""
-        return {name: digest(tensor) for name, tensor in self._model.named_parameters(remove_duplicate=False)}
+        return {name: digest(tensor) for name, tensor in self.model.named_parameters(remove_duplicate=False)}
 
     def _check(self, prompt_ids: Sequence[int], sampling: Sampling) -> None:
-        config = self._model.config
+        config = self.model.config
         if not prompt_ids:
             raise ValueError("the prompt is empty")
         if min(prompt_ids) < 0 or max(prompt_ids) >= config.vocab_size:

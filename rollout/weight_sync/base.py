@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rollout.weight_sync.digest import compare, digest
+from rollout.weight_sync.digest import digest
 
 
 @dataclass(frozen=True)
@@ -25,47 +25,67 @@ class PushReport:
 class WeightSync(ABC):
     """Sends full tensors under Hugging Face names; compares digests on the first of every `verify_every` pushes.
 
-    A transport implements `transfer` and `held_digests`. It consumes the iterator once, in order, and makes its own
-    buckets: no more than a bucket need be in memory at once.
+    All ranks of the trainer push: gathering a tensor is a collective, so each one exhausts the iterator, whatever
+    happens. The sender's transport implements `transfer` and `verify`, which makes its own buckets: no more than a
+    bucket or two need be in memory at once; the other ranks `follow`.
 
     Raises:
         ValueError: `verify_every` is below 1.
     """
 
-    def __init__(self, verify_every: int):
+    def __init__(self, verify_every: int, *, is_sender: bool = True):
         if verify_every < 1:
             raise ValueError(f"engine.verify_every={verify_every} must be at least 1")
         self._verify_every = verify_every
+        self._is_sender = is_sender
         self._num_pushes = 0
 
     def push(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> PushReport:
-        """Replace the engines' weights; returns when every engine serves `version`.
+        """Replace the engines' weights; returns when every engine that serves has `version`.
 
         Raises:
             DigestMismatch: an engine holds something else than what was sent; the error names the tensor.
+            EngineError: no engine took the weights.
         """
         started_s = time.perf_counter()
-        verify = self._num_pushes % self._verify_every == 0
+        verified = self._is_sender and self._num_pushes % self._verify_every == 0
         sizes: dict[str, int] = {}
         sent: dict[str, int] = {}
 
         def watched() -> Iterator[tuple[str, Tensor]]:
             for name, tensor in named_tensors:
                 sizes[name] = tensor.nbytes
-                if verify:
+                if verified:
                     sent[name] = digest(tensor)
                 yield name, tensor
 
-        self.transfer(watched(), version)
-        if verify:
-            compare(sent, self.held_digests())
+        stream = watched()
+        try:
+            if self._is_sender:
+                self.transfer(stream, version)
+            else:
+                self.follow(stream, version)
+        finally:
+            exhaust(stream)  # a sender that has failed must not leave the others in a collective
+        if verified:
+            self.verify(sent)
         self._num_pushes += 1
-        return PushReport(len(sizes), sum(sizes.values()), time.perf_counter() - started_s, verify)
+        return PushReport(len(sizes), sum(sizes.values()), time.perf_counter() - started_s, verified)
 
     @abstractmethod
-    def transfer(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Move every tensor to every engine and switch the engines to `version`."""
+    def transfer(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
+        """Move every tensor to every engine and switch the engines to `version`; consumes the iterator in order."""
 
     @abstractmethod
-    def held_digests(self) -> Mapping[str, int]:
-        """Digests of the weights that the engines hold now, by Hugging Face name."""
+    def verify(self, sent: Mapping[str, int]) -> None:
+        """Raise DigestMismatch unless the engines hold the weights whose digests, by Hugging Face name, are `sent`."""
+
+    def follow(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
+        """What a rank that does not send does meanwhile: it takes part in gathering the tensors."""
+        exhaust(named_tensors)
+
+
+def exhaust(named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Take part in the gathering of every tensor."""
+    for _ in named_tensors:
+        pass

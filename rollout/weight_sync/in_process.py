@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from rollout.engines.local import LocalEngine
 from rollout.weight_sync.base import WeightSync
+from rollout.weight_sync.digest import compare
 
 
 class InProcessSync(WeightSync):
@@ -24,8 +25,8 @@ class InProcessSync(WeightSync):
         self._engine = engine
         self._run = run
 
-    def transfer(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+    def transfer(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
         self._run(self._engine.update_weights(named_tensors, version))
 
-    def held_digests(self) -> Mapping[str, int]:
-        return self._engine.digests()
+    def verify(self, sent: Mapping[str, int]) -> None:
+        compare(sent, self._engine.digests())

@@ -46,7 +46,7 @@ def test_push_moves_everything_and_says_so():
     assert reports[0] == PushReport(
         len(parameters), sum(4 * p.numel() for p in parameters), reports[0].seconds, verified=True
     )
-    assert all(torch.equal(a, b) for a, b in zip(engine._model.parameters(), parameters, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(engine.model.parameters(), parameters, strict=True))
 
 
 def test_one_flipped_bit_is_found_and_named_when_verified():

@@ -1,0 +1,121 @@
+"""The command line and environment of one server: vLLM 0.24.0, SGLang 0.5.14, or our CPU server in either's dialect."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rollout.engines.http import ADMIN_KEY, API_KEY
+from rollout.engines.sglang import UNSYNCED
+
+EXTENSION = "rollout.engines.vllm_extension.WeightBook"
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What every server of a launcher is started with.
+
+    `dtype` is float32 or bfloat16; `transfer` the weight transport; `sleeps` asks for memory that can be given back;
+    `on_cpu` for our CPU server.
+    """
+
+    dialect: Literal["vllm", "sglang"]
+    model: Path
+    dtype: str
+    transfer: Literal["disk", "nccl", "ipc"] = "disk"
+    tensor_parallel: int = 1
+    gpu_memory_utilization: float = 0.85
+    max_batch_sequences: int = 64
+    max_model_tokens: int | None = None
+    sleeps: bool = False
+    on_cpu: bool = False
+
+
+@dataclass(frozen=True)
+class ServerCommand:
+    """An argument list, and what is added to the environment."""
+
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def server_command(settings: ServerSettings, port: int, gpus: Sequence[str], key_file: Path) -> ServerCommand:
+    """How to start one server on 127.0.0.1:`port` with the GPUs whose CUDA names are given.
+
+    Keys that stand in the environment reach the server by its environment or by `key_file`, which this writes where
+    it is needed: a command line can be read by every user of the machine.
+    """
+    if settings.on_cpu:
+        return _cpu(settings, port)
+    environment = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
+    if settings.dialect == "vllm":
+        return _vllm(settings, port, environment)
+    return _sglang(settings, port, environment, key_file)
+
+
+def _cpu(settings: ServerSettings, port: int) -> ServerCommand:
+    arguments = [
+        *(sys.executable, "-m", "rollout.engines.server"),
+        *("--model", str(settings.model), "--dialect", settings.dialect, "--port", str(port)),
+        *("--dtype", settings.dtype, "--max-num-seqs", str(settings.max_batch_sequences)),
+        *("--weight-version", UNSYNCED, "--enable-deterministic-inference"),
+    ]
+    # Spinning OpenMP threads of one server would take the core of another.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
+    return ServerCommand(tuple(arguments), environment)
+
+
+def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> ServerCommand:
+    arguments = [
+        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(settings.model)),
+        *("--host", "127.0.0.1", "--port", str(port), "--dtype", settings.dtype),
+        *("--tensor-parallel-size", str(settings.tensor_parallel)),
+        *("--gpu-memory-utilization", str(settings.gpu_memory_utilization)),
+        *("--max-num-seqs", str(settings.max_batch_sequences)),
+        *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
+        *("--worker-extension-cls", EXTENSION),
+    ]
+    if settings.max_model_tokens is not None:
+        arguments += ["--max-model-len", str(settings.max_model_tokens)]
+    if settings.sleeps:
+        arguments += ["--enable-sleep-mode"]
+    # Without dev mode the routes for weights, pause and sleep do not exist.
+    environment = environment | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+    if settings.transfer != "disk":
+        arguments += ["--weight-transfer-config", json.dumps({"backend": settings.transfer})]
+    if settings.transfer == "ipc":
+        environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # handles of device memory come pickled
+    if os.environ.get(API_KEY):
+        environment["VLLM_API_KEY"] = os.environ[API_KEY]
+    return ServerCommand(tuple(arguments), environment)
+
+
+def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], key_file: Path) -> ServerCommand:
+    arguments = [
+        *(sys.executable, "-m", "sglang.launch_server", "--model-path", str(settings.model)),
+        *("--host", "127.0.0.1", "--port", str(port), "--dtype", settings.dtype),
+        *("--tp-size", str(settings.tensor_parallel)),
+        *("--mem-fraction-static", str(settings.gpu_memory_utilization)),
+        *("--max-running-requests", str(settings.max_batch_sequences)),
+        *("--skip-tokenizer-init", "--enable-metrics", "--weight-version", UNSYNCED),
+        *("--attention-backend", "triton", "--sampling-backend", "pytorch"),
+    ]
+    if settings.max_model_tokens is not None:
+        arguments += ["--context-length", str(settings.max_model_tokens)]
+    if settings.sleeps:
+        arguments += ["--enable-memory-saver"]
+    keys = {"api-key": os.environ.get(API_KEY), "admin-api-key": os.environ.get(ADMIN_KEY)}
+    lines = [f"{name}: {json.dumps(key)}\n" for name, key in keys.items() if key]
+    if lines:
+        key_file.unlink(missing_ok=True)
+        with os.fdopen(os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.writelines(lines)
+        arguments += ["--config", str(key_file)]
+    # The health probe that generates is held back while the server is paused.
+    environment = environment | {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
+    return ServerCommand(tuple(arguments), environment)

@@ -1,0 +1,49 @@
+"""Runs a server and sees that nothing of it outlives its parent: `python -m rollout.engines.guard PARENT COMMAND...`
+
+A server has children of its own, which a death signal to the server alone would leave behind. The guard gets the
+signal, stops the server with SIGTERM, kills what is left of its process group after a grace, and ends with its code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+KILL_NOW = signal.SIGINT  # to the guard: without a grace
+GRACE_S = 20.0
+POLL_S = 0.1
+
+
+def main(arguments: list[str]) -> int:
+    """`arguments`: the parent's process id, then the command."""
+    parent, *command = arguments
+    asked: list[int] = []
+    for number in (signal.SIGTERM, KILL_NOW):
+        signal.signal(number, lambda received, _frame: asked.append(received))
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it died before the call
+        return 1
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while server.poll() is None and not asked:
+            time.sleep(POLL_S)
+        if server.poll() is None and KILL_NOW not in asked:
+            server.terminate()
+            deadline_s = time.monotonic() + GRACE_S
+            while server.poll() is None and KILL_NOW not in asked and time.monotonic() < deadline_s:
+                time.sleep(POLL_S)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+    code = server.wait()
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

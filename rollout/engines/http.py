@@ -1,0 +1,263 @@
+"""What the clients of vLLM and SGLang servers share: connections, time limits, faults by kind, the weights' version."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+
+from rollout.engines.base import EngineError, Generation, Sampling
+
+# Of the server's ordinary routes, and of those that control it (SGLang has a key of its own for them).
+API_KEY = "ROLLOUT_ENGINE_API_KEY"
+ADMIN_KEY = "ROLLOUT_ENGINE_ADMIN_KEY"
+CONNECT_TIMEOUT_S = 5.0
+# Both servers close a connection that idles for 5 s; one must not be used in the moment of its closing.
+KEEP_ALIVE_S = 2.0
+PROBE_TOKEN = 0
+# The request itself is at fault: any other engine would refuse it as well.
+BAD_REQUEST = (400, 413, 422)
+
+FaultKind = Literal["dead", "hanging", "slow", "garbage", "refused", "stale", "aborted"]
+
+
+class EngineFault(EngineError):
+    """A server failed a request. `kind` says how: dead (no connection), hanging (no answer in time), slow (answers far
+    later than the others), garbage (an answer that is none), refused (an HTTP error), stale (other weights than were
+    synced), aborted (the request was, the server goes on)."""
+
+    def __init__(self, kind: FaultKind, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class CacheCounts:
+    """Prompt tokens that were looked up in the server's prefix cache since its start, and those found there."""
+
+    queried_tokens: float
+    hit_tokens: float
+
+
+class HttpEngine(ABC):
+    """One server, as one event loop talks to it.
+
+    It generates only while the server holds the weights of `expected_version`: a server that was restarted, or was
+    given others, is `stale` until it is synced. Keys come from the environment (ROLLOUT_ENGINE_API_KEY and
+    ROLLOUT_ENGINE_ADMIN_KEY) and go nowhere but into the Authorization header.
+
+    Args:
+        url: http://host:port of the server.
+        request_timeout_s: for one response, waiting in the server's queue included.
+        control_timeout_s: for everything else but loading weights, which has `load_timeout_s`.
+    """
+
+    dialect: str
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        request_timeout_s: float = 600.0,
+        control_timeout_s: float = 60.0,
+        load_timeout_s: float = 900.0,
+    ):
+        self.url = url.rstrip("/")
+        self.expected_version: int | None = None
+        self.is_asleep = False
+        self.request_timeout_s = request_timeout_s
+        self._control_timeout_s = control_timeout_s
+        self.load_timeout_s = load_timeout_s
+        api_key = os.environ.get(API_KEY, "")
+        # Apart, so that a connection that may carry samples is always one whose opening was seen.
+        self._samples = _client(self.url, api_key)
+        self._control = _client(self.url, os.environ.get(ADMIN_KEY, "") or api_key)
+        self._num_connections = self._num_verified_connections = 0
+        self._verifying = asyncio.Lock()
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, *, session: str) -> Generation:
+        """Sample one response; log-probs at the sampling temperature.
+
+        Raises:
+            EngineFault: the server failed, or holds other weights than `expected_version`.
+            ValueError: the server refuses the request for what it is (an empty or too long prompt, a bad id).
+        """
+        version = self.expected_version
+        if version is None:
+            raise EngineFault("stale", f"{self.url} was not given weights yet")
+        answer = await self._sample(self._generate_body(prompt_ids, sampling, session))
+        generation = readable(self.url, lambda: self._read_generation(answer, sampling, version))
+        if generation.finish_reason == "abort":
+            raise EngineFault("aborted", f"{self.url} aborted the request")
+        await self._verify_connections()
+        return generation
+
+    async def probe(self, timeout_s: float) -> None:
+        """Generate one token, weights' version checked: whether the server does its work, not only listens."""
+        sampling = Sampling(temperature=0.0, max_tokens=1, stop_token_ids=())
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.generate([PROBE_TOKEN], sampling, session="probe")
+        except TimeoutError:
+            raise EngineFault("hanging", f"{self.url} did not generate one token within {timeout_s:.0f} s") from None
+
+    async def verify_version(self) -> None:
+        """Raise a `stale` EngineFault unless the server holds the weights of `expected_version`."""
+        held = await self.held_version()
+        if held is None or held != self.expected_version:
+            raise EngineFault("stale", f"{self.url} holds weights {held}, not {self.expected_version}")
+
+    async def health(self) -> None:
+        await self._control_json("GET", "/health")
+
+    async def close(self) -> None:
+        """Close the connections; the server goes on."""
+        await self._samples.aclose()
+        await self._control.aclose()
+
+    @abstractmethod
+    async def pause(self) -> None:
+        """Abort what runs; new requests wait until `resume`."""
+
+    @abstractmethod
+    async def resume(self) -> None: ...
+
+    @abstractmethod
+    async def sleep(self) -> None:
+        """Give back the memory of weights and KV cache: the next thing to come must be weights."""
+
+    @abstractmethod
+    async def wake(self) -> None:
+        """Take all memory again; weights and answers are undefined until new weights are loaded."""
+
+    @abstractmethod
+    async def load_from_disk(self, directory: Path, version: int) -> None:
+        """Replace the weights by those of a Hugging Face directory that the server can read; wakes a sleeping one."""
+
+    @abstractmethod
+    async def held_version(self) -> int | None:
+        """The version of the weights in the server, by its own account; None if nobody has synced it."""
+
+    @abstractmethod
+    async def checksum(self, sent: Mapping[str, int]) -> str:
+        """A checksum of all weights, equal between servers of one program and layout that hold equal weights.
+
+        Raises:
+            DigestMismatch: a weight's digest is not the one in `sent` (by Hugging Face name); only where the server
+                can tell.
+        """
+
+    @abstractmethod
+    async def world_size(self) -> int:
+        """The number of GPUs that hold the model, each of which joins a transfer by NCCL."""
+
+    @abstractmethod
+    async def cache_counts(self) -> CacheCounts: ...
+
+    @abstractmethod
+    async def identify(self) -> str:
+        """The name of the model that is served; raises an EngineFault if the server does not speak this dialect."""
+
+    @abstractmethod
+    def _generate_route(self) -> str: ...
+
+    @abstractmethod
+    def _generate_body(self, prompt_ids: Sequence[int], sampling: Sampling, session: str) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _read_generation(self, answer: Any, sampling: Sampling, version: int) -> Generation: ...
+
+    async def _sample(self, body: dict[str, Any]) -> Any:
+        async def trace(event: str, info: Mapping[str, Any]) -> None:
+            self._num_connections += event == "connection.connect_tcp.complete"
+
+        async with _faults(self.url, self.request_timeout_s):
+            response = await self._samples.post(self._generate_route(), json=body, extensions={"trace": trace})
+        if response.status_code in BAD_REQUEST:
+            raise ValueError(f"{self.url} refuses the request: {_excerpt(response)}")
+        return _json(self.url, response)
+
+    async def _verify_connections(self) -> None:
+        """Ask for the weights' version once for all connections opened since it was last asked: a connection does not
+        outlive the server's process, so an answer over a verified one comes from the process that was synced."""
+        num_mine = self._num_connections
+        async with self._verifying:
+            if num_mine <= self._num_verified_connections:
+                return
+            num_seen = self._num_connections
+            await self.verify_version()
+            self._num_verified_connections = num_seen
+
+    async def _control_json(self, method: str, route: str, *, timeout_s: float | None = None, **arguments: Any) -> Any:
+        """The JSON (None for an empty body) that a route answers; an EngineFault for anything but success."""
+        async with _faults(self.url, timeout_s or self._control_timeout_s):
+            response = await self._control.request(method, route, **arguments)
+        return _json(self.url, response)
+
+    async def _control_text(self, route: str) -> str:
+        async with _faults(self.url, self._control_timeout_s):
+            response = await self._control.get(route)
+        if response.status_code != 200:
+            raise EngineFault("refused", f"{self.url}: HTTP {response.status_code} for {route}")
+        return response.text
+
+
+@asynccontextmanager
+async def _faults(url: str, timeout_s: float) -> AsyncIterator[None]:
+    """Turns what goes wrong on the way to a server, or takes longer than `timeout_s`, into EngineFaults."""
+    started_s = time.monotonic()
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        raise EngineFault("hanging", f"{url} did not answer within {timeout_s:.0f} s") from None
+    except httpx.HTTPError as error:
+        # A connection that ends early is a protocol error to httpx, too.
+        is_cut = "disconnected" in str(error) or "closed" in str(error)
+        is_garbage = isinstance(error, httpx.DecodingError | httpx.RemoteProtocolError) and not is_cut
+        seconds = time.monotonic() - started_s
+        reason = f"{str(error) or type(error).__name__} after {seconds:.1f} s"
+        raise EngineFault("garbage" if is_garbage else "dead", f"{url}: {reason}") from error
+
+
+def _client(url: str, key: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        base_url=url,
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_ALIVE_S),
+        trust_env=False,  # engines are near: no proxy of the environment leads there
+    )
+
+
+def _json(url: str, response: httpx.Response) -> Any:
+    if response.status_code != 200:
+        raise EngineFault(
+            "refused", f"{url}: HTTP {response.status_code} for {response.url.path}: {_excerpt(response)}"
+        )
+    if not response.content:
+        return None
+    return readable(url, response.json)
+
+
+def readable(url: str, read: Callable[[], Any]) -> Any:
+    """What `read` makes of an answer; a `garbage` fault if the answer has another shape."""
+    try:
+        return read()
+    except EngineFault:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise EngineFault("garbage", f"{url} gave an unreadable answer: {type(error).__name__}: {error}") from error
+
+
+def _excerpt(response: httpx.Response) -> str:
+    text = response.text
+    return text if len(text) <= 300 else f"{text[:300]}..."

@@ -1,0 +1,180 @@
+"""Starts servers on this machine, watches them come up, restarts and stops them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from rollout.engines.base import EngineError
+from rollout.engines.commands import ServerCommand, ServerSettings, server_command
+from rollout.engines.guard import GRACE_S, KILL_NOW
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+PROGRESS_EVERY_S = 15.0
+LOG_TAIL_LINES = 20
+
+
+class ServerStartError(EngineError):
+    """A server ended, or did not answer in time, while it was starting; the message has the end of its log."""
+
+
+@dataclass
+class _Server:
+    url: str
+    command: ServerCommand
+    log: Path
+    process: subprocess.Popen | None = None
+
+
+class Launcher:
+    """`num_servers` servers on loopback, each with `settings.tensor_parallel` of `gpus` (CUDA names, in order).
+
+    Everything they print is appended to `directory`/engine_N.log. They end with this process, whatever ends it: make
+    the launcher in the main thread, whose end is what the kernel reports to them. Use as a context manager, or `close`.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        num_servers: int,
+        gpus: Sequence[str],
+        directory: Path,
+        startup_timeout_s: float,
+    ):
+        directory.mkdir(parents=True, exist_ok=True)
+        self._startup_timeout_s = startup_timeout_s
+        self._servers: dict[str, _Server] = {}
+        size = settings.tensor_parallel
+        for index, port in enumerate(_free_ports(num_servers)):
+            url = f"http://127.0.0.1:{port}"
+            own_gpus = gpus[index * size : (index + 1) * size]
+            command = server_command(settings, port, own_gpus, directory / f"engine_{index}.keys.yaml")
+            self._servers[url] = _Server(url, command, directory / f"engine_{index}.log")
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(self._servers)
+
+    def pid(self, url: str) -> int:
+        """The process that guards the server."""
+        return self._servers[url].process.pid
+
+    async def start(self) -> None:
+        """Start all servers; returns when every one answers.
+
+        Raises:
+            ServerStartError: one ended, or did not answer within `startup_timeout_s`.
+        """
+        for server in self._servers.values():
+            self._spawn(server)
+        await asyncio.gather(*(self._wait_until_healthy(server) for server in self._servers.values()))
+
+    def death(self, url: str) -> str | None:
+        """Why the server's process ended; None while it runs."""
+        code = self._servers[url].process.poll()
+        return None if code is None else f"the server ended with code {code}; its log: {self._servers[url].log}"
+
+    async def restart(self, url: str) -> None:
+        """Kill the server and start it; returns when it answers.
+
+        Raises:
+            ServerStartError: as `start`.
+        """
+        server = self._servers[url]
+        _kill(server)
+        self._spawn(server)
+        await self._wait_until_healthy(server)
+
+    def close(self) -> None:
+        """Stop all servers: SIGTERM, and SIGKILL to what is left after a grace."""
+        running = [server for server in self._servers.values() if server.process and server.process.poll() is None]
+        for server in running:
+            server.process.send_signal(signal.SIGTERM)
+        deadline_s = time.monotonic() + GRACE_S + 5
+        for server in running:
+            try:
+                server.process.wait(max(0.0, deadline_s - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _kill(server)
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _spawn(self, server: _Server) -> None:
+        guard = [sys.executable, "-m", "rollout.engines.guard", str(os.getpid())]
+        with server.log.open("ab") as log:
+            server.process = subprocess.Popen(
+                [*guard, *server.command.arguments],
+                env=os.environ | server.command.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a terminal's Ctrl-C is for the trainer, which stops its servers itself
+            )
+
+    async def _wait_until_healthy(self, server: _Server) -> None:
+        started_s = said_s = time.monotonic()
+        async with httpx.AsyncClient(base_url=server.url, timeout=5.0, trust_env=False) as client:
+            while not await _answers(client):
+                now_s = time.monotonic()
+                if (code := server.process.poll()) is not None:
+                    raise ServerStartError(f"a server ended with code {code} at its start\n{_tail(server.log)}")
+                if now_s - started_s > self._startup_timeout_s:
+                    _kill(server)
+                    waited = f"{self._startup_timeout_s:.0f} s (engine.startup_timeout_s)"
+                    raise ServerStartError(f"{server.url} did not answer within {waited}\n{_tail(server.log)}")
+                if now_s - said_s > PROGRESS_EVERY_S:
+                    said_s = now_s
+                    last = _tail(server.log, 1).strip()
+                    logger.warning("%s has been starting for %.0f s: %s", server.url, now_s - started_s, last)
+                await asyncio.sleep(POLL_S)
+
+
+async def _answers(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/health")).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _kill(server: _Server) -> None:
+    """Have the guard kill the server's process group at once."""
+    while server.process is not None and server.process.poll() is None:
+        server.process.send_signal(KILL_NOW)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.process.wait(1.0)
+
+
+def _tail(path: Path, num_lines: int = LOG_TAIL_LINES) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-num_lines:]
+    return "\n".join(["its log ends:" if num_lines > 1 else "", *(f"  {line}" for line in lines), f"  ({path})"])
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on now; all are taken before one is given back, so that they differ."""
+    holders = [socket.socket() for _ in range(count)]
+    try:
+        for holder in holders:
+            holder.bind(("127.0.0.1", 0))
+        return [holder.getsockname()[1] for holder in holders]
+    finally:
+        for holder in holders:
+            holder.close()

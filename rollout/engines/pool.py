@@ -1,0 +1,289 @@
+"""Several servers behind one Engine: sessions stay where their cache is, a faulty server's requests go elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rollout.engines.base import EngineError, Generation, Sampling
+from rollout.engines.events import PoolEvents
+from rollout.engines.http import EngineFault, HttpEngine
+from rollout.engines.pool_member import PoolMember, cancel
+
+logger = logging.getLogger(__name__)
+
+# An engine may hold this much more than its even share before a session leaves it (consistent hashing, bounded loads).
+LOAD_FACTOR = 1.25
+# A request that fails at this many engines is given up: it might be what kills them.
+MAX_ATTEMPTS = 4
+# What "slow" is measured against: so many answers of the other engines, the 90th percentile of their times.
+SLOW_QUANTILE, MIN_DURATIONS = 0.9, 8
+WATCH_INTERVAL_S = 1.0
+PROBE_INTERVAL_S = 15.0
+FIRST_RETRY_S, LAST_RETRY_S = 0.5, 30.0
+
+GiveWeights = Callable[[HttpEngine], Awaitable[None]]
+
+
+class Owner(Protocol):
+    """Whoever started the servers, and may start one anew."""
+
+    def death(self, url: str) -> str | None:
+        """Why the server's process ended; None while it runs."""
+        ...
+
+    async def restart(self, url: str) -> None:
+        """Kill the server and start it; returns when it answers, raises EngineError if it does not."""
+        ...
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """When an engine counts as hanging or slow, and how long requests wait for one to come back.
+
+    A request that has taken `slow_ratio` times the 90th percentile of the other engines' requests, and at least
+    `slow_after_s`, makes its engine slow. (One that hangs reaches its client's time limit.)
+    """
+
+    recovery_timeout_s: float = 600.0
+    probe_timeout_s: float = 60.0
+    slow_ratio: float = 10.0
+    slow_after_s: float = 30.0
+
+
+class EnginePool:
+    """An Engine over `engines`. All calls come from one event loop.
+
+    An engine that fails a request is taken out: what it was doing is cancelled and done by others, with the same
+    sampling seed, and only one answer of a request ever leaves the pool. It comes back when it has generated a token
+    under the expected weights; `owner` restarts it before, and `give_weights` (set by the weight sync) syncs it.
+    """
+
+    def __init__(self, engines: Sequence[HttpEngine], settings: PoolSettings, owner: Owner | None = None):
+        if not engines:
+            raise ValueError("a pool needs at least one engine")
+        self.give_weights: GiveWeights | None = None
+        self._members = [PoolMember(engine) for engine in engines]
+        self._settings = settings
+        self._owner = owner
+        self._events = PoolEvents()
+        self._returned = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def engines(self) -> tuple[HttpEngine, ...]:
+        """The engines that serve now."""
+        return tuple(member.engine for member in self._serving())
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which an engine had a request of this pool, on average over the engines."""
+        return sum(member.busy_s for member in self._members) / len(self._members)
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, *, session: str) -> Generation:
+        """Sample one response on the session's engine, or on another if that fails.
+
+        Raises:
+            EngineError: the request failed at four engines, or no engine served for `recovery_timeout_s`.
+            ValueError: the request cannot be run by any engine.
+        """
+        self._watch()
+        for _ in range(MAX_ATTEMPTS):
+            member = await self._choose(session)
+            try:
+                generation = await member.run(member.engine.generate(prompt_ids, sampling, session=session))
+            except EngineFault as fault:
+                self._events.fault(fault.kind) if fault.kind == "aborted" else self._take_out(member, fault)
+                last = fault
+            else:
+                if generation is not None:
+                    return generation
+                last = member.fault
+            self._events.moved()
+        raise EngineError(f"a request failed at {MAX_ATTEMPTS} engines, last: {last}")
+
+    async def update(self, load: GiveWeights, version: int) -> None:
+        """Have every engine that serves take the weights of `version` by `load`; those that fail are taken out.
+
+        Raises:
+            EngineError: no engine has the weights.
+        """
+        await self._stop_watching()
+        self.expect(version)
+        serving = self._serving()
+        results = await asyncio.gather(*(load(member.engine) for member in serving), return_exceptions=True)
+        for member, result in zip(serving, results, strict=True):
+            if isinstance(result, EngineFault):
+                self._take_out(member, result)
+            elif isinstance(result, BaseException):
+                raise result
+        for member in self._members:
+            member.num_faults = 0
+            if member.fault is not None and member.recovery is None:
+                member.recovery = asyncio.create_task(self._recover(member))
+        if not self._serving():
+            await self._wait_for_return(f"no engine took the weights of version {version}")
+
+    def expect(self, version: int) -> None:
+        """From now on only answers under the weights of `version` count (who synced them is of no importance)."""
+        for member in self._members:
+            member.engine.expected_version = version
+
+    async def pause(self) -> None:
+        await self._each(lambda engine: engine.pause())
+
+    async def resume(self) -> None:
+        await self._each(lambda engine: engine.resume())
+
+    async def sleep(self) -> None:
+        """Engines give their memory back until the next weights; none is restarted meanwhile."""
+        await self._stop_watching()
+        for member in self._members:
+            await cancel(member.recovery)
+            member.recovery = None
+        await self._each(lambda engine: engine.sleep())
+
+    async def wake(self) -> None:
+        await self._each(lambda engine: engine.wake())
+
+    async def health(self) -> None:
+        """Raise the first engine's fault, if any."""
+        for member in self._members:
+            await member.engine.health()
+
+    async def close(self) -> None:
+        """Close the connections and stop what runs in the background; the servers go on."""
+        await self._stop_watching()
+        for member in self._members:
+            await cancel(member.recovery)
+            await member.engine.close()
+
+    async def counters(self) -> dict[str, float]:
+        """Events since the last call (`events.PoolEvents.drain`), and the share of prompt tokens found in caches."""
+        values = self._events.drain()
+        deltas = [await member.cache_delta() for member in self._serving()]
+        queried = sum(delta.queried_tokens for delta in deltas)
+        if queried:
+            values["prefix_cache_hit_rate"] = sum(delta.hit_tokens for delta in deltas) / queried
+        return values
+
+    def waiting(self) -> list[str]:
+        """What is waited for now, one line per engine: for the watchdog."""
+        return [member.describe() for member in self._members]
+
+    def _serving(self) -> list[PoolMember]:
+        return [member for member in self._members if member.fault is None]
+
+    async def _choose(self, session: str) -> PoolMember:
+        if not self._serving():
+            await self._wait_for_return("no engine serves")
+        serving = self._serving()
+        bound = math.ceil(LOAD_FACTOR * (sum(len(member.requests) for member in serving) + 1) / len(serving))
+        ranked = sorted(serving, key=lambda member: _rendezvous(session, member.engine.url))
+        return next(member for member in ranked if len(member.requests) < bound)
+
+    async def _wait_for_return(self, what: str) -> None:
+        try:
+            async with asyncio.timeout(self._settings.recovery_timeout_s):
+                while not self._serving():
+                    self._returned.clear()
+                    await self._returned.wait()
+        except TimeoutError:
+            reasons = "; ".join(str(member.fault) for member in self._members)
+            waited = f"{self._settings.recovery_timeout_s:.0f} s"
+            raise EngineError(f"{what}, and none came back within {waited}: {reasons}") from None
+
+    def _take_out(self, member: PoolMember, fault: EngineFault) -> None:
+        if member.fault is not None:
+            return
+        logger.warning("engine %s is taken out (%s): %s", member.engine.url, fault.kind, fault)
+        member.fault = fault
+        self._events.fault(fault.kind)
+        self._events.taken_out(member.engine.url)
+        for task in member.requests:
+            task.cancel()
+        member.recovery = asyncio.create_task(self._recover(member))
+
+    async def _recover(self, member: PoolMember) -> None:
+        """Restart (where we own it), sync and probe until the engine does its work again."""
+        member.num_faults += 1  # since the last weights: what fails again and again is tried less and less often
+        retry_s = min(FIRST_RETRY_S * 2 ** (member.num_faults - 1), LAST_RETRY_S)
+        while True:
+            await asyncio.sleep(retry_s)
+            retry_s = min(2 * retry_s, LAST_RETRY_S)
+            try:
+                if self._owner is not None and member.fault.kind != "stale":
+                    await self._owner.restart(member.engine.url)
+                    self._events.restarted()
+                    member.engine.is_asleep = False
+                if self.give_weights is not None:
+                    await self.give_weights(member.engine)
+                await member.engine.verify_version()
+                await member.engine.probe(self._settings.probe_timeout_s)
+                break
+            except EngineFault as fault:
+                logger.info("engine %s is not back: %s", member.engine.url, fault)
+                member.fault = fault
+            except EngineError as error:
+                logger.warning("engine %s cannot be restarted: %s", member.engine.url, error)
+                member.fault = EngineFault("dead", str(error))
+        logger.warning("engine %s serves again", member.engine.url)
+        self._events.returned(member.engine.url)
+        member.durations_s.clear()
+        member.fault = member.recovery = None
+        self._returned.set()
+
+    def _watch(self) -> None:
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.get_running_loop().create_task(self._watch_forever())
+
+    async def _stop_watching(self) -> None:
+        await cancel(self._watching)
+        self._watching = None
+
+    async def _watch_forever(self) -> None:
+        """Find engines that are slow, and those that died or hang while nobody asks them anything."""
+        probed_s = time.monotonic()
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            for member in self._serving():
+                url = member.engine.url
+                death = self._owner.death(url) if self._owner is not None else None
+                if death is not None:
+                    self._take_out(member, EngineFault("dead", f"{url}: {death}"))
+                elif (limit_s := self._slow_limit_s(member)) is not None and member.oldest_s > limit_s:
+                    self._take_out(member, EngineFault("slow", f"{url} works on a request for {member.oldest_s:.0f} s"))
+            # Whoever can mend an engine looks after all of them: other ranks may need one that this rank does not use.
+            if self.give_weights is not None and time.monotonic() - probed_s > PROBE_INTERVAL_S:
+                for member in [member for member in self._serving() if not member.requests]:
+                    try:
+                        await member.engine.probe(self._settings.probe_timeout_s)
+                    except EngineFault as fault:
+                        self._take_out(member, fault)
+                probed_s = time.monotonic()
+
+    def _slow_limit_s(self, member: PoolMember) -> float | None:
+        """How long a request may take there, by the other engines' times; None while too few are known."""
+        others = sorted(seconds for other in self._serving() if other is not member for seconds in other.durations_s)
+        if len(others) < MIN_DURATIONS:
+            return None
+        usual_s = others[int(SLOW_QUANTILE * (len(others) - 1))]
+        return max(self._settings.slow_after_s, self._settings.slow_ratio * usual_s)
+
+    async def _each(self, call: Callable[[HttpEngine], Awaitable[None]]) -> None:
+        for member in self._serving():
+            try:
+                await call(member.engine)
+            except EngineFault as fault:
+                self._take_out(member, fault)
+
+
+def _rendezvous(session: str, url: str) -> bytes:
+    """Highest random weight hashing: each session ranks the engines in an order of its own."""
+    return hashlib.blake2b(f"{session}\x1f{url}".encode(), digest_size=8).digest()

@@ -1,0 +1,81 @@
+"""One engine of a pool, and what it is doing for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+
+from rollout.engines.base import Generation
+from rollout.engines.http import CacheCounts, EngineFault, HttpEngine
+
+NUM_DURATIONS = 64
+
+
+class PoolMember:
+    """`fault` is why the engine is out, None while it serves; `durations_s` are those of its last answers."""
+
+    def __init__(self, engine: HttpEngine):
+        self.engine = engine
+        self.fault: EngineFault | None = None
+        self.recovery: asyncio.Task[None] | None = None
+        self.requests: dict[asyncio.Task[Generation], float] = {}  # to when they began
+        self.durations_s: deque[float] = deque(maxlen=NUM_DURATIONS)
+        self.num_faults = 0
+        self._busy_s = self._busy_since_s = 0.0
+        self._cache = CacheCounts(0.0, 0.0)
+
+    @property
+    def busy_s(self) -> float:
+        return self._busy_s + (time.monotonic() - self._busy_since_s if self.requests else 0.0)
+
+    @property
+    def oldest_s(self) -> float:
+        """How long the oldest request has been running."""
+        return time.monotonic() - min(self.requests.values(), default=time.monotonic())
+
+    async def run(self, request: Coroutine[Any, Any, Generation]) -> Generation | None:
+        """The request's answer; None if it was cancelled because the engine was taken out."""
+        task = asyncio.ensure_future(request)
+        started_s = time.monotonic()
+        if not self.requests:
+            self._busy_since_s = started_s
+        self.requests[task] = started_s
+        try:
+            await asyncio.wait({task})
+        finally:
+            task.cancel()
+            del self.requests[task]
+            if not self.requests:
+                self._busy_s += time.monotonic() - self._busy_since_s
+        if task.cancelled():
+            return None
+        generation = task.result()
+        self.durations_s.append(time.monotonic() - started_s)
+        return generation
+
+    async def cache_delta(self) -> CacheCounts:
+        """What the cache counted since the last call; a restarted server counts from 0."""
+        before = self._cache
+        with contextlib.suppress(EngineFault):
+            self._cache = await self.engine.cache_counts()
+        if self._cache.queried_tokens < before.queried_tokens:
+            before = CacheCounts(0.0, 0.0)
+        queried = self._cache.queried_tokens - before.queried_tokens
+        return CacheCounts(queried, self._cache.hit_tokens - before.hit_tokens)
+
+    def describe(self) -> str:
+        if self.fault is not None:
+            return f"engine {self.engine.url} is out: {self.fault}"
+        return f"engine {self.engine.url}: {len(self.requests)} requests, the oldest for {self.oldest_s:.0f} s"
+
+
+async def cancel(task: asyncio.Task[None] | None) -> None:
+    """Cancel a task and wait until it has ended."""
+    if task is not None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

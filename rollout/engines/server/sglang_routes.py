@@ -1,0 +1,217 @@
+"""SGLang 0.5.14's routes (srt/entrypoints/http_server.py of its source)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from rollout.engines.base import EngineError, Sampling
+from rollout.engines.server.host import Host
+
+OPEN_TO_ALL = ("/health", "/health_generate", "/metrics")
+KEPT_BY_ADMIN_KEY = (
+    "/pause_generation",
+    "/continue_generation",
+    "/update_weights_from_disk",
+    "/update_weight_version",
+    "/release_memory_occupation",
+    "/resume_memory_occupation",
+    "/weights_checker",
+    "/flush_cache",
+    "/abort_request",
+)
+KNOWN_PARAMS = {"temperature", "top_p", "max_new_tokens", "stop_token_ids", "sampling_seed"}
+
+
+def routes(host: Host, *, deterministic: bool) -> list[Route]:
+    """The routes around one engine; `deterministic` heeds `sampling_seed`, which SGLang else ignores."""
+    api = _Routes(host, deterministic)
+    posted: dict[str, Any] = {
+        "/generate": api.generate,
+        "/pause_generation": api.pause,
+        "/continue_generation": api.resume,
+        "/update_weights_from_disk": api.update_from_disk,
+        "/update_weight_version": api.update_version,
+        "/release_memory_occupation": api.release_memory,
+        "/resume_memory_occupation": api.resume_memory,
+        "/weights_checker": api.check_weights,
+        "/abort_request": api.abort,
+    }
+    got: dict[str, Any] = {
+        "/health": api.health,
+        "/health_generate": api.health,
+        "/model_info": api.model_info,
+        "/server_info": api.server_info,
+        "/flush_cache": api.flush_cache,
+        "/metrics": api.metrics,
+    }
+    return [
+        *(Route(path, handler, methods=["POST"]) for path, handler in posted.items()),
+        *(Route(path, handler, methods=["GET", "POST"]) for path, handler in got.items()),
+    ]
+
+
+class _Routes:
+    def __init__(self, host: Host, deterministic: bool):
+        self._host = host
+        self._deterministic = deterministic
+        self._released: set[str] = set()
+
+    async def health(self, request: Request) -> Response:
+        """Plain /health only answers at once where the environment says so; else a token is generated."""
+        generates = os.environ.get("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "1").lower() not in ("0", "false")
+        if request.url.path == "/health" and not generates:
+            return Response()
+        await request.body()
+        probe = self._host.generate([0], Sampling(0.0, 1, ()), request)
+        try:
+            async with asyncio.timeout(20):
+                await asyncio.gather(probe, asyncio.sleep(1))
+        except (TimeoutError, EngineError):
+            return Response(status_code=503)
+        return Response()
+
+    async def generate(self, request: Request) -> Response:
+        body = await request.json()
+        params = body.get("sampling_params") or {}
+        unknown = set(params) - KNOWN_PARAMS
+        if unknown or not body.get("input_ids"):
+            return _error(f"unknown sampling parameters {sorted(unknown)}, or no input_ids")
+        sampling = Sampling(
+            temperature=params.get("temperature", 1.0),
+            max_tokens=params.get("max_new_tokens", 128),
+            stop_token_ids=tuple(params.get("stop_token_ids") or ()),
+            top_p=params.get("top_p", 1.0),
+            seed=(params.get("sampling_seed") or 42) if self._deterministic else None,
+        )
+        try:
+            generation, num_cached = await self._host.generate(body["input_ids"], sampling, request)
+        except ValueError as error:
+            return _error(str(error))
+        except EngineError as error:
+            return JSONResponse({"detail": str(error)}, 500)
+        ids, logprobs = (generation.token_ids, generation.logprobs) if generation else ((), ())
+        meta: dict[str, Any] = {
+            "id": body.get("rid") or uuid.uuid4().hex,
+            "finish_reason": _finish(generation.finish_reason if generation else "abort", ids),
+            "prompt_tokens": len(body["input_ids"]),
+            "completion_tokens": len(ids),
+            "cached_tokens": num_cached,
+            "weight_version": self._host.version_label,
+            "num_retractions": 0,
+        }
+        if body.get("return_logprob"):
+            meta["output_token_logprobs"] = [[v, token, None] for v, token in zip(logprobs, ids, strict=True)]
+        return JSONResponse({"output_ids": list(ids), "meta_info": meta})
+
+    async def pause(self, request: Request) -> Response:
+        mode = (await request.json()).get("mode", "abort")
+        if mode != "abort":
+            return _error(f"mode={mode} is not emulated")
+        await self._host.pause(abort=True)
+        return JSONResponse({"message": "Generation paused successfully.", "status": "ok"})
+
+    async def resume(self, request: Request) -> Response:
+        await request.json()  # a body is required
+        await self._host.resume()
+        return JSONResponse({"message": "Generation continued successfully.", "status": "ok"})
+
+    async def update_from_disk(self, request: Request) -> Response:
+        body = await request.json()
+        try:
+            await self._host.load(Path(body["model_path"]))
+        except (ValueError, OSError) as error:
+            message = f"{type(error).__name__}: {error}"
+            return JSONResponse({"success": False, "message": message, "num_paused_requests": 0}, 400)
+        if body.get("weight_version") is not None:
+            self._host.version_label = body["weight_version"]
+        return JSONResponse(
+            {"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0}
+        )
+
+    async def update_version(self, request: Request) -> Response:
+        body = await request.json()
+        if body.get("abort_all_requests", True):
+            self._host.abort_all()
+        self._host.version_label = body["new_version"]
+        return JSONResponse({"success": True, "message": "", "new_version": body["new_version"]})
+
+    async def release_memory(self, request: Request) -> Response:
+        tags = set((await request.json()).get("tags") or ("weights", "kv_cache"))
+        if self._host.num_running and not self._host.is_paused:
+            os._exit(1)  # the real scheduler asserts that it is idle, and dies
+        self._released |= tags
+        await self._host.sleep(drop_weights="weights" in tags)
+        return JSONResponse(None)
+
+    async def resume_memory(self, request: Request) -> Response:
+        for tag in (await request.json()).get("tags") or ("weights", "kv_cache"):
+            if tag not in self._released:
+                return _error(f"{tag} was not released")
+            self._released.remove(tag)
+        self._host.is_asleep = bool(self._released)
+        return JSONResponse(None)
+
+    async def check_weights(self, request: Request) -> Response:
+        body = await request.body() and await request.json()
+        if body.get("action") != "checksum":
+            return JSONResponse({"success": False, "message": f"{body} is not emulated"}, 400)
+        checksums = {name: f"{value:016x}" for name, value in sorted(self._host.engine.digests().items())}
+        total = hashlib.sha256("".join(f"{name}{value}" for name, value in checksums.items()).encode()).hexdigest()
+        answer = {
+            "success": True,
+            "message": "",
+            "ranks": [{"checksums": checksums, "per_gpu_checksum": total}],
+            "per_engine_checksum": total,
+        }
+        return JSONResponse(answer)
+
+    async def abort(self, request: Request) -> Response:
+        if not (await request.json()).get("abort_all"):
+            return _error("only abort_all is emulated")
+        self._host.abort_all()
+        return Response()
+
+    async def flush_cache(self, request: Request) -> Response:
+        return PlainTextResponse("Cache flushed.\n")
+
+    async def model_info(self, request: Request) -> Response:
+        return JSONResponse(
+            {
+                "model_path": str(self._host.directory),
+                "tokenizer_path": str(self._host.directory),
+                "is_generation": True,
+                "weight_version": self._host.version_label,
+                "model_type": self._host.engine.model.config.model_type,
+            }
+        )
+
+    async def server_info(self, request: Request) -> Response:
+        return JSONResponse({"tp_size": 1, "version": "0.5.14"})
+
+    async def metrics(self, request: Request) -> Response:
+        host = self._host
+        values = {"sglang:num_running_reqs": host.num_running, "sglang:generation_tokens_total": host.response_tokens}
+        lines = [f'{name}{{model_name="model"}} {float(value)}' for name, value in values.items()]
+        return PlainTextResponse("\n".join([*lines, f"rollout:busy_seconds_total {host.engine.busy_s}"]) + "\n")
+
+
+def _finish(reason: str, ids: tuple[int, ...]) -> dict[str, Any]:
+    match reason:
+        case "stop":
+            return {"type": "stop", "matched": ids[-1]}
+        case "length":
+            return {"type": "length", "length": len(ids)}
+    return {"type": "abort", "message": "Abort in waiting queue"}
+
+
+def _error(message: str) -> JSONResponse:
+    return JSONResponse({"error": {"message": message}}, 400)

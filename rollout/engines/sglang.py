@@ -1,0 +1,138 @@
+"""The client of an SGLang 0.5.14 server.
+
+SGLang's log-probs are those at the temperature, before top-p. A seed counts with --enable-deterministic-inference only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rollout.engines.base import Generation, Sampling
+from rollout.engines.http import CacheCounts, EngineFault, HttpEngine, readable
+
+# What a server is called that nobody has synced; also our --weight-version at its start.
+UNSYNCED = "unsynced"
+
+
+class SglangEngine(HttpEngine):
+    """Every answer names the version of the weights; hits in the prefix cache are counted from the answers."""
+
+    dialect = "sglang"
+
+    def __init__(self, url: str, **timeouts: float):
+        super().__init__(url, **timeouts)
+        self._prompt_tokens = self._cached_tokens = 0
+
+    async def pause(self) -> None:
+        await self._control_json("POST", "/pause_generation", json={"mode": "abort"})
+
+    async def resume(self) -> None:
+        await self._control_json("POST", "/continue_generation", json={})
+
+    async def sleep(self) -> None:
+        await self.pause()  # aborts: the scheduler dies if it is asked for its memory while anything runs
+        await self._memory("release", ["kv_cache", "weights"])
+        self.is_asleep = True
+
+    async def wake(self) -> None:
+        await self._memory("resume", ["weights"])
+        await self._memory("resume", ["kv_cache"])
+        self.is_asleep = False
+        await self.resume()
+
+    async def load_from_disk(self, directory: Path, version: int) -> None:
+        await self.begin_update()
+        body = {
+            "model_path": str(directory),
+            "load_format": "auto",
+            "weight_version": str(version),
+            "flush_cache": not self.is_asleep,
+        }
+        await self.post_update("/update_weights_from_disk", body)
+        await self.end_update(version)
+
+    async def begin_update(self) -> None:
+        """Pause, forget the version, and wake the memory of the weights: what comes before new weights."""
+        if self.is_asleep:
+            await self._memory("resume", ["weights"])
+        else:
+            await self.pause()
+        await self._set_version(UNSYNCED)
+
+    async def end_update(self, version: int) -> None:
+        """What comes after new weights: they are called `version`, and requests are served again."""
+        if self.is_asleep:
+            await self._memory("resume", ["kv_cache"])
+            self.is_asleep = False
+            await self._control_text("/flush_cache")
+        await self._set_version(str(version))
+        await self.resume()
+
+    async def post_update(self, route: str, body: dict[str, Any] | None = None) -> None:
+        """One call of the weight transfer protocol (rollout/weight_sync/nccl.py, ipc.py)."""
+        answer = await self._control_json("POST", route, json=body or {}, timeout_s=self.load_timeout_s)
+        if not answer["success"]:
+            raise EngineFault("refused", f"{self.url} did not take the weights: {answer['message']}")
+
+    async def held_version(self) -> int | None:
+        label = (await self._control_json("GET", "/model_info"))["weight_version"]
+        return int(label) if str(label).isdigit() else None
+
+    async def checksum(self, sent: Mapping[str, int]) -> str:
+        """SGLang sums up its own fused and sharded tensors, which compare between servers only."""
+        body = {"action": "checksum"}
+        answer = await self._control_json("POST", "/weights_checker", json=body, timeout_s=self.load_timeout_s)
+        return readable(self.url, lambda: str(answer["per_engine_checksum"]))
+
+    async def world_size(self) -> int:
+        return int((await self._control_json("GET", "/server_info"))["tp_size"])
+
+    async def cache_counts(self) -> CacheCounts:
+        """From the answers that this client got."""
+        return CacheCounts(self._prompt_tokens, self._cached_tokens)
+
+    async def identify(self) -> str:
+        info = await self._control_json("GET", "/model_info")
+        return readable(self.url, lambda: str(info["model_path"] if "weight_version" in info else info["version"]))
+
+    def _generate_route(self) -> str:
+        return "/generate"
+
+    def _generate_body(self, prompt_ids: Sequence[int], sampling: Sampling, session: str) -> dict[str, Any]:
+        params = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_new_tokens": sampling.max_tokens,
+            "stop_token_ids": list(sampling.stop_token_ids),
+            "sampling_seed": sampling.seed,
+        }
+        return {"input_ids": list(prompt_ids), "sampling_params": params, "return_logprob": True}
+
+    def _read_generation(self, answer: Any, sampling: Sampling, version: int) -> Generation:
+        meta = answer["meta_info"]
+        reason = meta["finish_reason"]["type"]
+        if reason not in ("stop", "length", "abort"):
+            raise EngineFault("refused", f"{self.url} finished a request by {reason!r}")
+        if reason != "abort" and meta["weight_version"] != str(version):
+            raise EngineFault("stale", f"{self.url} sampled with weights {meta['weight_version']!r}, not {version}")
+        logprobs = meta.get("output_token_logprobs") or []
+        self._prompt_tokens += meta["prompt_tokens"]
+        self._cached_tokens += meta.get("cached_tokens", 0)
+        ids = tuple(map(int, answer["output_ids"]))
+        if ids != tuple(int(entry[1]) for entry in logprobs):
+            raise ValueError("output_ids are not those of output_token_logprobs")
+        if reason == "stop" and ids[-1] not in sampling.stop_token_ids:
+            reason = "length"  # cut by an end token of the model's own configuration, which SGLang always heeds
+        return Generation(ids, tuple(float(entry[0]) for entry in logprobs), reason, version)
+
+    async def _verify_connections(self) -> None:
+        """Nothing to ask: each answer said its version."""
+
+    async def _memory(self, what: str, tags: list[str]) -> None:
+        await self._control_json("POST", f"/{what}_memory_occupation", json={"tags": tags})
+
+    async def _set_version(self, label: str) -> None:
+        body = {"new_version": label, "abort_all_requests": False}
+        await self._control_json("POST", "/update_weight_version", json=body)

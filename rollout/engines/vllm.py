@@ -1,0 +1,125 @@
+"""The client of a vLLM 0.24.0 server, started with VLLM_SERVER_DEV_MODE=1 and our worker extension (see launch.py).
+
+vLLM labels no weights and sums none up: the extension's methods, called by /collective_rpc, keep the version in the
+worker, where it dies with the process, and compute digests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rollout.engines.base import Generation, Sampling
+from rollout.engines.http import CacheCounts, EngineFault, HttpEngine, readable
+from rollout.engines.prometheus import counter_total
+from rollout.weight_sync.digest import compare
+
+CACHE_QUERIES, CACHE_HITS = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
+
+
+class VllmEngine(HttpEngine):
+    """Needs --logprobs-mode processed_logprobs: by default vLLM's log-probs ignore the temperature."""
+
+    dialect = "vllm"
+
+    async def pause(self) -> None:
+        await self._control_json("POST", "/pause", params={"mode": "abort"})
+
+    async def resume(self) -> None:
+        await self._control_json("POST", "/resume")
+
+    async def sleep(self) -> None:
+        # Level 2 keeps no copy of the weights: every training step sends all of them anyway.
+        await self._control_json("POST", "/sleep", params={"level": 2, "mode": "abort"})
+        self.is_asleep = True
+
+    async def wake(self) -> None:
+        await self._wake("weights")
+        await self._wake("kv_cache")
+        self.is_asleep = False
+
+    async def load_from_disk(self, directory: Path, version: int) -> None:
+        await self.begin_update()
+        await self._rpc("reload_weights", kwargs={"weights_path": str(directory)}, timeout_s=self.load_timeout_s)
+        await self.end_update(version)
+
+    async def begin_update(self) -> None:
+        """Pause, forget the version, and wake the memory of the weights: what comes before new weights."""
+        if self.is_asleep:
+            await self._wake("weights")
+        else:
+            await self.pause()
+        await self._rpc("opid_set_weight_version", kwargs={"version": None})
+
+    async def end_update(self, version: int) -> None:
+        """What comes after new weights: they are called `version`, and requests are served again."""
+        await self._rpc("opid_set_weight_version", kwargs={"version": version})
+        if self.is_asleep:
+            await self._wake("kv_cache")
+            self.is_asleep = False
+        else:
+            await self.resume()
+
+    async def post_update(self, route: str, body: dict[str, Any] | None = None) -> None:
+        """One call of the weight transfer protocol (rollout/weight_sync/nccl.py, ipc.py)."""
+        await self._control_json("POST", route, json=body, timeout_s=self.load_timeout_s)
+
+    async def held_version(self) -> int | None:
+        states = await self._rpc("opid_weight_version")
+        versions = {state["version"] for state in states}
+        return versions.pop() if len(versions) == 1 else None
+
+    async def checksum(self, sent: Mapping[str, int]) -> str:
+        """Each worker sums up its own shards; the digest of the whole is the sum of the parts modulo 2^64."""
+        held: dict[str, int] = {}
+        for part in await self._rpc("opid_weight_digests", timeout_s=self.load_timeout_s):
+            for name, value in part.items():
+                held[name] = (held.get(name, 0) + int(value)) % 2**64
+        compare(sent, held)
+        return f"{sum(held.values()) % 2**64:016x}"
+
+    async def world_size(self) -> int:
+        return (await self._control_json("GET", "/get_world_size"))["world_size"]
+
+    async def cache_counts(self) -> CacheCounts:
+        text = await self._control_text("/metrics")
+        return CacheCounts(counter_total(text, CACHE_QUERIES), counter_total(text, CACHE_HITS))
+
+    async def identify(self) -> str:
+        models = await self._control_json("GET", "/v1/models")
+        await self._control_json("GET", "/is_paused")  # exists in dev mode only
+        await self.held_version()  # exists with our extension only
+        return readable(self.url, lambda: models["data"][0].get("root") or models["data"][0]["id"])
+
+    def _generate_route(self) -> str:
+        return "/inference/v1/generate"
+
+    def _generate_body(self, prompt_ids: Sequence[int], sampling: Sampling, session: str) -> dict[str, Any]:
+        params = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "stop_token_ids": list(sampling.stop_token_ids),
+            "ignore_eos": True,  # of the model's own configuration; ours stand above
+            "seed": sampling.seed,
+            "logprobs": 0,  # of the sampled token alone
+            "detokenize": False,
+        }
+        return {"token_ids": list(prompt_ids), "sampling_params": params}
+
+    def _read_generation(self, answer: Any, sampling: Sampling, version: int) -> Generation:
+        (choice,) = answer["choices"]
+        reason = choice["finish_reason"]
+        if reason not in ("stop", "length", "abort"):
+            raise EngineFault("refused", f"{self.url} finished a request by {reason!r}")
+        logprobs = tuple(float(entry["logprob"]) for entry in choice["logprobs"]["content"])
+        return Generation(tuple(map(int, choice["token_ids"])), logprobs, reason, version)
+
+    async def _rpc(self, method: str, *, timeout_s: float | None = None, **arguments: Any) -> list[Any]:
+        body = {"method": method, **arguments}
+        answer = await self._control_json("POST", "/collective_rpc", json=body, timeout_s=timeout_s)
+        return readable(self.url, lambda: answer["results"])
+
+    async def _wake(self, tag: str) -> None:
+        await self._control_json("POST", "/wake_up", params={"tags": tag})
