@@ -15,14 +15,21 @@ from megatron_opid.engines import engine_faults
 
 def training_faults(config: Config, world_size: int) -> list[str]:
     """Why training cannot start."""
+    return [
+        *files_and_layout_faults(config, world_size),
+        *engine_faults(config, world_size),
+        *_analyzer_faults(config),
+    ]
+
+
+def files_and_layout_faults(config: Config, world_size: int) -> list[str]:
+    """Why training could not start on any machine with these files; what a Slurm log-in node can check."""
     splits = (config.env.train_split, config.env.validation_split)
     return [
         *value_faults(config),
         *_environment_faults(config, splits),
         *_model_faults(config),
         *_actor_faults(config, world_size, "train"),
-        *engine_faults(config, world_size),
-        *_analyzer_faults(config),
     ]
 
 
