@@ -25,7 +25,7 @@ from tqdm import tqdm
 from envs.webshop.catalogue import CATALOGUES, CatalogueFiles
 
 KINDS_FILE = Path(__file__).parent / "webshop_kinds.json"
-NUM_ASINS = 10**8
+ASIN_DIGITS = 8
 _NUM_FILLER_WORDS = 300_000
 _ZIPF_EXPONENT = 1.07  # of words in English text, about
 _FILLER_BATCH = 2048
@@ -76,14 +76,16 @@ def read_kinds(num_kinds: int | None = None) -> list[Kind]:
     ]
 
 
-def generate(num_products: int, seed: int, kinds: Sequence[Kind], filler_words: int = 0) -> Iterator[Entry]:
-    """The products in file order, kinds mixed. No two have the same ASIN."""
+def generate(
+    num_products: int, seed: int, kinds: Sequence[Kind], *, filler_words: int = 0, asin_digits: int = ASIN_DIGITS
+) -> Iterator[Entry]:
+    """The products in file order, kinds mixed. No two have the same ASIN, `B0` and some digits."""
     rng = Random(seed)
     words = json.loads(KINDS_FILE.read_text())
     brands = ["".join(parts).title() for parts in combinations(words["brands"], repeat=2)]
     filler = _filler(seed, filler_words)
-    for number in rng.sample(range(NUM_ASINS), num_products):
-        entry = _entry(f"B0{number:08d}", rng.choice(kinds), brands, words["words"], rng)
+    for number in rng.sample(range(10**asin_digits), num_products):
+        entry = _entry(f"B0{number:0{asin_digits}d}", rng.choice(kinds), brands, words["words"], rng)
         if filler_words:
             entry.item["full_description"] += " " + next(filler)
         yield entry
@@ -201,6 +203,21 @@ class _JsonWriter:
         self._file.write(f"\n{self._end}\n")
 
 
+def _faults(options: argparse.Namespace) -> list[str]:
+    """What is wrong with the numbers of the command line."""
+    bounds = {
+        "asin_digits": (1, ASIN_DIGITS),
+        "products": (1, 10 ** max(0, options.asin_digits)),
+        "kinds": (1, len(read_kinds())),
+        "filler_words": (0, None),
+    }
+    return [
+        f"--{name.replace('_', '-')} {value} is not {low} to {'any' if high is None else high}"
+        for name, (low, high) in bounds.items()
+        if (value := getattr(options, name)) is not None and (value < low or (high is not None and value > high))
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -208,14 +225,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--products", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", type=int, help="take only the first so many kinds of product; default: all")
+    parser.add_argument(
+        "--asin-digits", type=int, default=ASIN_DIGITS, help="fewer are easier to copy for a tiny model"
+    )
     parser.add_argument("--filler-words", type=int, default=0, help="added to every description")
     parser.add_argument("--full", action="store_true", help="name the files as those of the full catalogue")
     options = parser.parse_args(arguments)
-    if not 1 <= options.products <= NUM_ASINS:
-        print(f"make_webshop_catalogue: --products {options.products} is not 1 to {NUM_ASINS}", file=sys.stderr)
+    if faults := _faults(options):
+        print("\n".join(f"make_webshop_catalogue: {fault}" for fault in faults), file=sys.stderr)
         return 2
     kinds = read_kinds(options.kinds)
-    entries = generate(options.products, options.seed, kinds, options.filler_words)
+    entries = generate(
+        options.products, options.seed, kinds, filler_words=options.filler_words, asin_digits=options.asin_digits
+    )
     small, full = CATALOGUES
     try:
         count = write_catalogue(options.out, entries, full if options.full else small, options.products)

@@ -20,7 +20,7 @@ from envs.webshop.facts import (
 from envs.webshop.pages import BACK_TO_SEARCH, BUY, NEXT, PREVIOUS
 
 MAX_PAGES = 2  # results pages that are worth reading; then another search is better
-MAX_REJECTED = 3  # products looked at in vain, after which the next one has to do
+MAX_REJECTED = 4  # products looked at in vain, after which the next one has to do
 
 
 @dataclass

@@ -122,7 +122,8 @@ def _appearing(directory: Path) -> Iterator[Path]:
 
 def _build_products(directory: Path, options: ShopOptions, show: bool) -> None:
     tag = make_tagger(options.noun_method)
-    products = tqdm(read_catalogue(options.files), desc="webshop products", unit="", disable=not show)
+    # One iterator for all batches: every call of iter() on a progress bar starts another one.
+    products = iter(tqdm(read_catalogue(options.files), desc="webshop products", unit="", disable=not show))
 
     def records() -> Iterator[tuple[str, list[Any]]]:
         while batch := list(islice(products, _NOUN_BATCH)):
