@@ -1,0 +1,88 @@
+"""Real server processes, started once for all tests of this directory: two that speak vLLM's dialect, one SGLang's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+import rollout.engines.launch as launch
+from rollout.engines.commands import ServerCommand, ServerSettings, server_command
+from rollout.engines.http import HttpEngine
+from rollout.engines.launch import Launcher
+from rollout.engines.sglang import SglangEngine
+from rollout.engines.vllm import VllmEngine
+from tests.rollout.tiny import make_model, make_tokenizer
+
+KINDS = {"vllm": VllmEngine, "sglang": SglangEngine}
+
+
+def write_model(directory: Path, seed: int) -> Path:
+    make_model(seed).save_pretrained(directory)
+    make_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@dataclass
+class Farm:
+    """The servers' launchers by dialect, the directory of models (by seed), and where faults are written."""
+
+    launchers: dict[str, Launcher]
+    models: dict[int, Path]
+    faults: Path
+
+    def urls(self, dialect: str) -> tuple[str, ...]:
+        return self.launchers[dialect].urls
+
+    def engine(self, dialect: str, index: int = 0, **timeouts: float) -> HttpEngine:
+        return KINDS[dialect](self.urls(dialect)[index], **timeouts)
+
+    def inject(self, url: str, fault: str) -> None:
+        """The next requests to sample meet `fault`; "" ends that."""
+        path = self.faults / url.rpartition(":")[2]
+        if fault:
+            path.with_suffix(".new").write_text(fault)
+            path.with_suffix(".new").rename(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def faulty_command(settings: ServerSettings, port: int, gpus, key_file: Path, faults: Path) -> ServerCommand:
+    command = server_command(settings, port, gpus, key_file)
+    arguments = [
+        "tests.rollout.engines.faulty_server" if a == "rollout.engines.server" else a for a in command.arguments
+    ]
+    return replace(command, arguments=tuple(arguments), environment=command.environment | {"FAULT_DIR": str(faults)})
+
+
+@pytest.fixture(scope="package")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    root = tmp_path_factory.mktemp("farm")
+    faults = root / "faults"
+    faults.mkdir()
+    models = {seed: write_model(root / f"model_{seed}", seed) for seed in (0, 1)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "server_command", lambda *arguments: faulty_command(*arguments, faults))
+        launchers = {
+            dialect: Launcher(
+                ServerSettings(dialect, models[0], "float32", on_cpu=True),
+                num_servers=number,
+                gpus=(),
+                directory=root / dialect,
+                startup_timeout_s=120,
+            )
+            for dialect, number in (("vllm", 2), ("sglang", 1))
+        }
+
+    async def start() -> None:
+        await asyncio.gather(*(launcher.start() for launcher in launchers.values()))
+
+    try:
+        asyncio.run(start())
+        yield Farm(launchers, models, faults)
+    finally:
+        for launcher in launchers.values():
+            launcher.close()
