@@ -169,6 +169,7 @@ class ActorConfig:
     recompute: Literal["none", "selective", "mlp", "full"] = "none"
     recompute_layers: NonNegativeInt = 0  # with full: only this many layers of each pipeline stage; 0: all
     fp8: Literal["none", "delayed", "current"] = "none"  # scaling of 8-bit matrix products; GPU only
+    fused_kernels: bool = True  # rotary embedding and SwiGLU in one kernel each; on a GPU
     deterministic: bool = False  # the same bits in every run, slower on a GPU
     distributed_optimizer: bool = True
     overlap_communication: bool = False
@@ -223,6 +224,7 @@ class RunConfig:
     wandb: Literal["disabled", "offline", "online"] = "disabled"
     wandb_project: str = "megatron-opid"
     rank_timeout_s: PositiveFloat = 1800.0
+    hang_report_s: PositiveFloat = 900.0  # a phase that takes longer is reported: who waits for what, with stacks
     shutdown_grace_s: PositiveInt = 45  # from a rank's failure until the others are killed
     signal_grace_s: PositiveInt = 1800  # from a signal to stop until ranks are killed: the step in progress must finish
 
@@ -296,14 +298,38 @@ def value_faults(config: Config) -> list[str]:
             f"correction_high={algorithm.correction_high}"
         )
     faults += _old_logprob_faults(algorithm, config.actor.updates_per_step)
-    if optimizer.offload_fraction > 1:
-        faults.append(f"optimizer.offload_fraction={optimizer.offload_fraction} is above 1; set 0 to 1")
+    faults += _actor_faults(config.actor, optimizer)
     if optimizer.min_learning_rate > optimizer.learning_rate:
         faults.append(
             f"optimizer.min_learning_rate={optimizer.min_learning_rate} is above "
             f"optimizer.learning_rate={optimizer.learning_rate}"
         )
     return faults
+
+
+def _actor_faults(actor: ActorConfig, optimizer: OptimizerConfig) -> list[str]:
+    """Options of the actor that contradict each other or need a GPU where there is none."""
+    faults = []
+    if optimizer.offload_fraction > 1:
+        faults.append(f"optimizer.offload_fraction={optimizer.offload_fraction} is above 1; set 0 to 1")
+    if optimizer.offload_fraction and not actor.distributed_optimizer:
+        faults.append("optimizer.offload_fraction needs actor.distributed_optimizer=true")
+    if actor.fp8 != "none" and actor.precision != "bf16":
+        faults.append(f"actor.fp8={actor.fp8} needs actor.precision=bf16, it is {actor.precision}")
+    if actor.recompute_layers and actor.recompute != "full":
+        faults.append(f"actor.recompute_layers={actor.recompute_layers} has no effect; set actor.recompute=full")
+    gpu_only = {"actor.fp8": (actor.fp8, "none"), "optimizer.offload_fraction": (optimizer.offload_fraction, 0.0)}
+    chosen = {name: (value, default) for name, (value, default) in gpu_only.items() if value != default}
+    if chosen and not _has_gpu(actor):
+        faults += [f"{name}={value} needs a GPU; set {default}" for name, (value, default) in chosen.items()]
+    return faults
+
+
+def _has_gpu(actor: ActorConfig) -> bool:
+    """Asked only where it matters: torch is slow to import."""
+    import torch
+
+    return actor.device != "cpu" and torch.cuda.is_available()
 
 
 def _old_logprob_faults(algorithm: AlgorithmConfig, updates_per_step: int) -> list[str]:

@@ -59,13 +59,21 @@ class Run:
         """The steps still to do; after each, a checkpoint where one is due or the run was told to stop."""
         for step in range(self.start_step, self._config.num_steps):
             yield step
+            self._actor.finish_saves(waits=False)
             received = any_rank(self._signal())
             if received or self._is_due(step, self._config.save_every):
                 state = {"step": step + 1, "job": self._job}
-                self._actor.save(self._dir / "checkpoints", step + 1, state, keep=self._config.keep_checkpoints)
+                self._actor.save(
+                    self._dir / "checkpoints",
+                    step + 1,
+                    state,
+                    keep=self._config.keep_checkpoints,
+                    waits=not self._config.async_checkpoints,
+                )
             if received:
                 self.exit_code = 128 + received
-                return
+                break
+        self._actor.finish_saves(waits=True)
 
     def validates_after(self, step: int) -> bool:
         """Whether the policy is validated after step `step`; `BEFORE_TRAINING` asks for before the first."""

@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_opid.actor import parallel
-from megatron_opid.actor.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
+from megatron_opid.actor.checkpoint import CheckpointState, CheckpointWriter, load_checkpoint
 from megatron_opid.actor.checkpoint_directory import identity
 from megatron_opid.actor.head import HeadSettings
 from megatron_opid.actor.model import build_model, transformer_config
 from megatron_opid.actor.optimizer import build_optimizer, gather_parameters, wrap_for_data_parallel
 from megatron_opid.actor.packing import Packer
-from megatron_opid.actor.parameters import RankParameters
+from megatron_opid.actor.parameters import RankParameters, WeightSource
 from megatron_opid.actor.samples import OnPolicySample, PolicySample, ScoreRequest, TokenSequence
 from megatron_opid.actor.scoring import score_batches
 from megatron_opid.actor.update import PolicyUpdate, policy_update, sft_update
@@ -34,7 +34,8 @@ class Actor:
 
     All ranks call every method with the same arguments and get the same results; each data-parallel rank computes its
     balanced share. `num_training_steps` counts optimizer updates (for the learning-rate schedule). Log-probs are of the
-    softmax at `temperature`. With `with_reference` the initial weights are kept in host memory for scoring.
+    softmax at `temperature`. With `with_reference` the initial weights are kept in host memory for scoring. `weights`
+    stand for those in the directory.
 
     Raises: HfConfigError, WeightsError for a model that cannot be read; actor.layout says what fits on how many ranks.
     """
@@ -49,11 +50,12 @@ class Actor:
         seed: int = 0,
         with_reference: bool = False,
         timeout_s: float = 1800.0,
+        weights: WeightSource | None = None,
     ) -> None:
         self._config = config
         self._source = resolve_model(config.model)
         self._shape = parse_hf_config(read_hf_config(self._source))
-        weights = HfWeights(self._source, self._shape)
+        weights = weights or HfWeights(self._source, self._shape)
         self._device = parallel.resolve_device(config.device)
         self._owns_world = parallel.initialize(config, self._device, seed=seed, timeout_s=timeout_s)
         with parallel.device_context(self._device):
@@ -65,10 +67,14 @@ class Actor:
             self._chunks = wrap_for_data_parallel(chunks, config)
             self._optimizer = build_optimizer(optimizer, config, self._chunks, num_training_steps)
         self._reference = self._parameters.snapshot() if with_reference else None
+        self._checkpoints = CheckpointWriter()
         self._packer = Packer.of(self._shape, config, self._device)
 
     def close(self) -> None:
-        """Give the process groups back (torch.distributed too, if this actor started it); another Actor may follow."""
+        """Give the process groups back (torch.distributed too, if this actor started it); another Actor may follow.
+
+        A checkpoint still being written is lost: call `finish_saves` before.
+        """
         parallel.destroy(ends_world=self._owns_world)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[np.ndarray]:
@@ -141,11 +147,22 @@ class Actor:
                 pass
         dist.barrier()
 
-    def save(self, directory: Path, step: int, trainer_state: dict[str, Any], *, keep: int = 2) -> Path:
-        """Write the checkpoint `directory`/step_`step` and point `directory`/latest to it; keep the newest `keep`."""
+    def save(
+        self, directory: Path, step: int, trainer_state: dict[str, Any], *, keep: int = 2, waits: bool = True
+    ) -> Path:
+        """Write the checkpoint `directory`/step_`step` and point `directory`/latest to it; keep the newest `keep`.
+
+        Unless it `waits`, it is written while training goes on and counts from `finish_saves` on.
+        """
         with parallel.device_context(self._device):
             gather_parameters(self._chunks)
-            return save_checkpoint(directory, step, self._checkpoint_state(), trainer_state, keep)
+            state = self._checkpoint_state()
+            return self._checkpoints.save(directory, step, state, trainer_state, keep=keep, waits=waits)
+
+    def finish_saves(self, *, waits: bool) -> None:
+        """Publish the checkpoint that is written by now; with `waits`, the one still being written, too."""
+        with parallel.device_context(self._device):
+            self._checkpoints.finish(waits=waits)
 
     def load(self, path: Path) -> dict[str, Any]:
         """Resume from a checkpoint of any layout (see checkpoint_directory); returns its trainer state."""

@@ -6,15 +6,17 @@ The directory's layout is checkpoint_directory's; every function here is a colle
 from __future__ import annotations
 
 import json
-import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.utils import unwrap_model
 
@@ -36,34 +38,56 @@ class CheckpointState:
     optimizer: Optimizer
 
 
-def save_checkpoint(
-    directory: Path, step: int, state: CheckpointState, trainer_state: dict[str, Any], keep: int
-) -> Path:
-    """Write `directory`/step_`step`, then delete all but the newest `keep`.
+class CheckpointWriter:
+    """Writes checkpoints, at once or while training goes on. Every method is a collective of all ranks.
 
-    `trainer_state` is any JSON value; it comes back from `load_checkpoint` as it was.
+    One checkpoint is under way at a time. It is published, and so found by a run that resumes, only when every rank has
+    written its part; a process killed before leaves the last one that was.
     """
-    final, temporary = directory / f"step_{step}", directory / f"step_{step}.tmp"
-    description = {
-        "step": step,
-        "identity": state.identity,
-        "num_ranks": dist.get_world_size(),
-        "trainer_state": trainer_state,
-    }
-    serialized = json.dumps(description, indent=1)
-    if dist.get_rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / "megatron").mkdir(parents=True)
-    dist.barrier()
-    prepare_torch_adam_for_checkpoint(state.optimizer.megatron)
-    dist_checkpointing.save(_sharded_state(state, is_loading=False), str(temporary / "megatron"))
-    torch.save(_generator_states(), temporary / f"generators_{dist.get_rank()}.pt")
-    dist.barrier()
-    if dist.get_rank() == 0:
-        (temporary / DESCRIPTION).write_text(serialized)
-        publish(temporary, final, keep)
-    dist.barrier()
-    return final
+
+    def __init__(self) -> None:
+        self._queue = AsyncCallsQueue()
+
+    def save(
+        self,
+        directory: Path,
+        step: int,
+        state: CheckpointState,
+        trainer_state: dict[str, Any],
+        *,
+        keep: int,
+        waits: bool,
+    ) -> Path:
+        """Write `directory`/step_`step`, then delete all but the newest `keep`.
+
+        `trainer_state` is any JSON value; it comes back from `load_checkpoint` as it was. Unless it `waits`, the
+        weights are copied, the call returns, and `finish` publishes the checkpoint.
+        """
+        self.finish(waits=True)
+        final = directory / f"step_{step}"
+        description = {
+            "step": step,
+            "identity": state.identity,
+            "num_ranks": dist.get_world_size(),
+            "trainer_state": trainer_state,
+        }
+        serialized = json.dumps(description, indent=1)
+        temporary = _make_temporary(final)
+        prepare_torch_adam_for_checkpoint(state.optimizer.megatron)
+        torch.save(_generator_states(), temporary / f"generators_{dist.get_rank()}.pt")
+        request = dist_checkpointing.save(
+            _sharded_state(state, is_loading=False), str(temporary / "megatron"), async_sharded_save=True
+        )
+        request.add_finalize_fn(partial(_publish, temporary, final, serialized, keep))
+        if waits:
+            request.execute_sync()
+        else:
+            self._queue.schedule_async_request(request)
+        return final
+
+    def finish(self, *, waits: bool) -> None:
+        """Publish what is written completely; with `waits`, also what is still being written."""
+        self._queue.maybe_finalize_async_calls(blocking=waits)
 
 
 def load_checkpoint(path: Path, state: CheckpointState) -> dict[str, Any]:
@@ -84,6 +108,25 @@ def load_checkpoint(path: Path, state: CheckpointState) -> dict[str, Any]:
     if description["num_ranks"] == dist.get_world_size():
         _restore_generators(torch.load(path / f"generators_{dist.get_rank()}.pt", weights_only=True))
     return description["trainer_state"]
+
+
+def _make_temporary(final: Path) -> Path:
+    """A directory of its own for each attempt, known to all ranks: the writer processes of a trainer that was killed
+    may go on for a while, and must not write into the checkpoint of the run that took its place."""
+    name = [None]
+    if dist.get_rank() == 0:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        name = [tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".tmp", dir=final.parent)]
+        (Path(name[0]) / "megatron").mkdir()
+    dist.broadcast_object_list(name, src=0)
+    return Path(name[0])
+
+
+def _publish(temporary: Path, final: Path, description: str, keep: int) -> None:
+    if dist.get_rank() == 0:
+        (temporary / DESCRIPTION).write_text(description)
+        publish(temporary, final, keep)
+    dist.barrier()
 
 
 def _sharded_state(state: CheckpointState, *, is_loading: bool) -> dict[str, Any]:

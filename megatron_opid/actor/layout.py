@@ -26,8 +26,6 @@ def layout_faults(actor: ActorConfig, hf_config: dict[str, Any], world_size: int
 def _parallel_size_faults(actor: ActorConfig, world_size: int) -> list[str]:
     """What is wrong whatever the model."""
     faults = []
-    if actor.context_parallel > 1:
-        faults.append(f"actor.context_parallel={actor.context_parallel} is not built; set 1")
     if actor.virtual_pipeline_parallel > 1 and actor.pipeline_parallel == 1:
         faults.append(
             f"actor.virtual_pipeline_parallel={actor.virtual_pipeline_parallel} needs actor.pipeline_parallel > 1"

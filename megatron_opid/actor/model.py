@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -80,7 +81,9 @@ def transformer_config(shape: ModelShape, actor: ActorConfig, device: torch.devi
         # Read when DistributedDataParallel is built: gradients are plain sums over tokens and ranks.
         calculate_per_token_loss=True,
         **_expert_options(shape, device),
-        **_recompute_options(actor.recompute),
+        deterministic_mode=actor.deterministic,
+        **_recompute_options(actor),
+        **_gpu_options(actor, device),
     )
 
 
@@ -136,9 +139,42 @@ def _expert_options(shape: ModelShape, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _recompute_options(recompute: str) -> dict[str, Any]:
-    if recompute == "full":
-        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    if recompute == "selective":
-        return {"recompute_granularity": "selective"}
-    return {}
+def _recompute_options(actor: ActorConfig) -> dict[str, Any]:
+    if actor.recompute == "none":
+        return {}
+    if actor.recompute != "full":
+        return {
+            "recompute_granularity": "selective",
+            "recompute_modules": ["mlp" if actor.recompute == "mlp" else "core_attn"],
+        }
+    if actor.recompute_layers:
+        return {
+            "recompute_granularity": "full",
+            "recompute_method": "block",
+            "recompute_num_layers": actor.recompute_layers,
+        }
+    return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+
+
+def _gpu_options(actor: ActorConfig, device: torch.device) -> dict[str, Any]:
+    """Fused kernels and 8-bit matrix products of Transformer Engine."""
+    if device.type != "cuda":
+        return {}
+    options: dict[str, Any] = {}
+    if actor.fused_kernels:
+        options |= {
+            "apply_rope_fusion": True,
+            "bias_activation_fusion": True,
+            # Megatron-Core's output layer demands Apex's extension as soon as this is on.
+            "gradient_accumulation_fusion": find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        }
+    if actor.fp8 == "delayed":
+        options |= {
+            "fp8": "hybrid",
+            "fp8_recipe": "delayed",
+            "fp8_amax_history_len": 1024,
+            "fp8_amax_compute_algo": "max",
+        }
+    elif actor.fp8 == "current":
+        options |= {"fp8": "hybrid", "fp8_recipe": "tensorwise"}
+    return options

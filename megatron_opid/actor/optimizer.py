@@ -97,6 +97,7 @@ def build_optimizer(
         params_dtype=dtype,
         use_distributed_optimizer=actor.distributed_optimizer,
         overlap_param_gather=actor.overlap_communication and actor.distributed_optimizer,
+        **_offload_options(config.offload_fraction),
     )
     optimizer = get_megatron_optimizer(options, list(chunks), config_overrides=get_standard_config_overrides(options))
     schedule = OptimizerParamScheduler(
@@ -116,6 +117,19 @@ def build_optimizer(
         override_opt_param_scheduler=True,
     )
     return Optimizer(optimizer, schedule)
+
+
+def _offload_options(fraction: float) -> dict[str, Any]:
+    """The optimizer's state of this share of the parameters in host memory, where a CPU Adam updates it."""
+    if not fraction:
+        return {}
+    return {
+        "optimizer_cpu_offload": True,
+        "optimizer_offload_fraction": fraction,
+        "overlap_cpu_optimizer_d2h_h2d": True,
+        # Megatron-Core's offloading stands on this one's code path.
+        "use_precision_aware_optimizer": True,
+    }
 
 
 def prepare_torch_adam_for_checkpoint(optimizer: MegatronOptimizer) -> None:

@@ -34,6 +34,8 @@ def initialize(actor: ActorConfig, device: torch.device, *, seed: int, timeout_s
     `timeout_s` bounds every collective.
     Returns: whether torch.distributed was started here, for `destroy` to end it.
     """
+    if actor.deterministic:
+        _compute_deterministically()
     if device.type == "cpu":
         cpu.install_stand_ins()
     else:
@@ -57,6 +59,15 @@ def initialize(actor: ActorConfig, device: torch.device, *, seed: int, timeout_s
         model_parallel_cuda_manual_seed(seed)
     torch.manual_seed(seed)
     return starts_world
+
+
+def _compute_deterministically() -> None:
+    """For the rest of the process; before the GPU's libraries start, which read the environment once."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS: no choice of algorithm by free memory
+    os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"  # Transformer Engine's attention backward
+    os.environ["NCCL_ALGO"] = "Ring"  # sums in one order, whatever the message's size
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing reads what it did not write
 
 
 def destroy(*, ends_world: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -13,9 +14,14 @@ from torch import Tensor
 
 from megatron_opid.actor.model import PolicyModel
 from megatron_opid.weights.families import EMBEDDING, EXPERTS, OUTPUT, Parameter, canonical_name, parameters
-from megatron_opid.weights.hf import HfWeights
 from megatron_opid.weights.hf_config import ModelShape
 from megatron_opid.weights.shard import fuse, join_shards, take_shard, unfuse
+
+
+class WeightSource(Protocol):
+    """Where whole Hugging Face tensors come from: a directory (weights.hf.HfWeights), or anything that makes them."""
+
+    def get(self, name: str) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class RankParameters:
         return cls(shape, tensors)
 
     @torch.no_grad()
-    def load(self, weights: HfWeights) -> None:
+    def load(self, weights: WeightSource) -> None:
         """Copy this rank's slices out of the HF tensors, one parameter at a time."""
         specifications = {parameter.name: parameter for parameter in parameters(self.shape)}
         for name, tensor in self.tensors.items():
@@ -71,10 +77,14 @@ class RankParameters:
 
     @torch.no_grad()
     def _exchange(self, snapshot: dict[str, Tensor]) -> None:
-        for name, tensor in self.tensors.items():
+        pairs = [(tensor, snapshot[name]) for name, tensor in self.tensors.items()]
+        if pairs[0][0].is_cuda:
+            _exchange_with_pinned_memory(pairs)
+            return
+        for tensor, host in pairs:
             current = tensor.clone()
-            tensor.copy_(snapshot[name])
-            snapshot[name].copy_(current)
+            tensor.copy_(host)
+            host.copy_(current)
 
     def _gather(self, parameter: Parameter, stage: int) -> list[Tensor]:
         pipeline = parallel_state.get_pipeline_model_parallel_group()
@@ -148,6 +158,19 @@ def _global_name(shape: ModelShape, chunk: PolicyModel, name: str) -> str:
         first = parallel_state.get_expert_model_parallel_rank() * _num_local_experts(shape)
         rest = f"{EXPERTS}{first + int(expert)}.{rest}"
     return f"decoder.layers.{chunk.decoder.layers[int(index)].layer_number - 1}.{rest}"
+
+
+def _exchange_with_pinned_memory(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Copies out run beside copies in: the two directions have an engine each."""
+    incoming, outgoing = torch.cuda.current_stream(), torch.cuda.Stream()
+    for tensor, host in pairs:
+        current = tensor.clone()
+        tensor.copy_(host, non_blocking=True)
+        outgoing.wait_stream(incoming)  # `host` is read before it is overwritten
+        with torch.cuda.stream(outgoing):
+            host.copy_(current, non_blocking=True)
+        current.record_stream(outgoing)
+    outgoing.synchronize()  # the host may read the snapshot from here on
 
 
 def _to_host(tensor: Tensor) -> Tensor:

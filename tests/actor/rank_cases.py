@@ -187,14 +187,23 @@ def with_old_logprobs(
 
 
 def resume_case(
-    models: Path, directory: Path, saved: dict[str, Any], resumed: dict[str, Any], model: str = "qwen3_tied"
+    models: Path,
+    directory: Path,
+    saved: dict[str, Any],
+    resumed: dict[str, Any],
+    model: str = "qwen3_tied",
+    *,
+    waits: bool = True,
 ) -> dict[str, Any]:
-    """Two updates, save, two more; and the last two again from the checkpoint in another actor."""
+    """Two updates, save, two more (unless it waits, while the checkpoint is written); and the last two again from the
+    checkpoint in another actor."""
     with actor_of(models, model, **saved) as actor:
         samples = make_samples(actor)
         train(actor, samples, 2)
-        actor.save(directory, 2, {"cursor": 17, "names": ["a"]})
+        actor.save(directory, 2, {"cursor": 17, "names": ["a"]}, waits=waits)
+        published_at_once = latest_checkpoint(directory) is not None
         uninterrupted = train(actor, samples, 2)
+        actor.finish_saves(waits=True)
         weights = {name: tensor.clone() for name, tensor in actor.export()}
     with actor_of(models, model, **resumed) as actor:
         trainer_state = actor.load(latest_checkpoint(directory))
@@ -202,6 +211,7 @@ def resume_case(
         differences = [float((weights[name] - tensor).abs().max()) for name, tensor in actor.export()]
     return {
         "trainer_state": trainer_state,
+        "published_at_once": published_at_once,
         "uninterrupted": uninterrupted,
         "continued": continued,
         "max_weight_difference": max(differences),
@@ -265,10 +275,10 @@ def directories_case(models: Path) -> dict[str, Any]:
 
 
 def save_forever(models: Path) -> None:
-    """Saves until it is killed."""
+    """Saves until it is killed, every other time in the background."""
     with actor_of(models, "qwen3_tied") as actor:
         for step in itertools.count(1):
-            actor.save(models / "checkpoints_killed", step, {"step": step})
+            actor.save(models / "checkpoints_killed", step, {"step": step}, waits=step % 2 == 1)
 
 
 def layout_cases(models: Path, num_ranks: int) -> dict[str, Any]:
@@ -298,7 +308,7 @@ def two_ranks(models: Path) -> dict[str, Any]:
     tp2, dp2, plain, overlap = (LAYOUTS[name].options for name in ("tp2_sp", "dp2", "dp2_plain", "dp2_overlap"))
     ep2, tp2_ep2 = LAYOUTS["ep2"].options, LAYOUTS["tp2_sp_ep2"].options
     cases = {
-        "resume_same_layout": resume_case(models, models / "resume_same", tp2, tp2),
+        "resume_same_layout": resume_case(models, models / "resume_same", tp2, tp2, waits=False),
         "resume_tp2_as_dp2": resume_case(models, models / "resume_dp2", tp2, overlap),
         "resume_without_distributed_optimizer": resume_case(models, models / "resume_plain", plain, plain),
         "resume_experts_same_layout": resume_case(models, models / "resume_ep2", ep2, ep2, "qwen3_moe_mixed"),

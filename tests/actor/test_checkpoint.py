@@ -32,6 +32,11 @@ def test_resuming_at_another_layout(name: str, two_ranks: dict[str, Any]) -> Non
     assert result["max_weight_difference"] < 1e-4
 
 
+def test_a_checkpoint_in_the_background_is_published_when_it_is_complete(two_ranks: dict[str, Any]) -> None:
+    assert two_ranks["resume_without_distributed_optimizer"]["published_at_once"]
+    assert not two_ranks["resume_same_layout"]["published_at_once"]
+
+
 def test_a_kill_while_saving_leaves_the_last_checkpoint(one_rank: dict[str, Any]) -> None:
     result = one_rank["directories"]
     assert result["after_kill"]["step"] >= 2

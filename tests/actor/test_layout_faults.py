@@ -28,7 +28,7 @@ def test_a_layout_that_fits() -> None:
         ({"virtual_pipeline_parallel": 2}, 1, "needs actor.pipeline_parallel > 1"),
         ({"tensor_parallel": 2}, 3, "3 ranks cannot be divided by"),
         ({"sequence_parallel": True}, 1, "needs actor.tensor_parallel > 1"),
-        ({"context_parallel": 2}, 2, "actor.context_parallel=2 is not built"),
+        ({"context_parallel": 2}, 3, "3 ranks cannot be divided by"),
         ({"expert_parallel": 2}, 2, "actor.expert_parallel=2, but the model has no experts"),
         ({"expert_tensor_parallel": 2}, 2, "actor.expert_tensor_parallel=2, but the model has no experts"),
     ],
@@ -74,7 +74,7 @@ def test_every_fault_is_reported() -> None:
 
 
 def test_a_model_that_is_not_built_is_reported_with_the_layout() -> None:
-    faults = layout_faults(ActorConfig(context_parallel=2), QWEN3 | {"model_type": "mamba"}, 2)
+    faults = layout_faults(ActorConfig(context_parallel=2), QWEN3 | {"model_type": "mamba"}, 3)
     assert len(faults) == 2
 
 

@@ -1,8 +1,9 @@
 """Configuration: composition, and that all faults come at once, by name."""
 
 import pytest
+import torch
 
-from megatron_opid.config import Config, ConfigError, load
+from megatron_opid.config import Config, ConfigError, load, value_faults
 
 
 def test_defaults_compose():
@@ -29,3 +30,25 @@ def test_all_faults_are_reported_together():
 def test_what_hydra_refuses_is_a_config_error(override):
     with pytest.raises(ConfigError):
         load([override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algorithm.old_logprob=reuse", "actor.updates_per_step=2"], "needs actor.updates_per_step=1, it is 2"),
+        (["algorithm.old_logprob=reuse", "algorithm.normalize_teacher=true"], "cannot normalize_teacher"),
+        (["algorithm.old_logprob=engine", "algorithm.correction=truncate"], "nothing to correct"),
+        (["actor.recompute_layers=2"], "actor.recompute_layers=2 has no effect"),
+        (["optimizer.offload_fraction=0.5", "actor.device=cpu"], "optimizer.offload_fraction=0.5 needs a GPU; set 0.0"),
+        (["actor.fp8=delayed", "actor.device=cpu"], "actor.fp8=delayed needs a GPU; set none"),
+        (["actor.fp8=current", "actor.precision=fp32"], "needs actor.precision=bf16"),
+    ],
+)
+def test_values_that_contradict_each_other(overrides, message):
+    assert any(message in fault for fault in value_faults(load(overrides)))
+
+
+def test_options_for_a_gpu_are_accepted_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = load(["actor.fp8=current", "optimizer.offload_fraction=0.5", "algorithm.old_logprob=reuse"])
+    assert value_faults(config) == []

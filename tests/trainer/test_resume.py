@@ -47,7 +47,8 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(
     small_run: SmallRun, uninterrupted: Path, tmp_path: Path, number: signal.Signals
 ):
     """SIGTERM and SIGUSR1 save after the step in progress; SIGKILL of everything falls back to the last checkpoint."""
-    process = _start(small_run.overrides(tmp_path))
+    overrides = small_run.overrides(tmp_path, run__async_checkpoints=number == signal.SIGUSR1)
+    process = _start(overrides)
     _wait_for_step(tmp_path, process, step=2 if number == signal.SIGKILL else 0)
     if number == signal.SIGKILL:
         os.killpg(process.pid, number)
@@ -56,7 +57,7 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(
     code = process.wait(timeout=120)
     assert code == (-9 if number == signal.SIGKILL else 128 + number)
     assert (tmp_path / "checkpoints" / "latest").is_file()
-    finished = run_module("megatron_opid.train", small_run.overrides(tmp_path))
+    finished = run_module("megatron_opid.train", overrides)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert _timeless(tmp_path) == _timeless(uninterrupted)
     assert (tmp_path / "hf" / "model.safetensors").read_bytes() == (
