@@ -1,0 +1,99 @@
+"""What is asked of Slurm: the words `nodes=4 time=12:00:00` of a command line; the rest of it is for the job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from megatron_opid.config import Config, ConfigError
+from slurm.site import Site
+
+# The batch scripts whose arguments are configuration overrides; the others' are handed on as they are.
+CONFIGURED_JOBS = ("sft", "train", "disaggregated", "evaluate")
+JOBS = (*CONFIGURED_JOBS, "convert", "retrieval")
+PATTERNS = {
+    "nodes": r"[1-9]\d*",
+    "engine_nodes": r"[1-9]\d*",
+    "time": r"\d+(-\d+)?(:\d\d){0,2}",
+    "signal": r"\d+",
+    "seeds": r"\d+([-,]\d+)*(%\d+)?",
+    "after": r"\d+(:\d+)*",
+    "name": r"[\w.+-]+",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One job. An empty value leaves what the batch script says.
+
+    `time` is Slurm's (minutes, h:mm:ss, days-hours); `signal` the seconds before its end at which the job saves and
+    requeues itself; `seeds` those of a job array, as 0-3 or 1,5; `after` the jobs that have to succeed before.
+    """
+
+    job: str = "train"
+    nodes: str = "1"
+    engine_nodes: str = "1"
+    time: str = ""
+    signal: str = ""
+    seeds: str = ""
+    after: str = ""
+    name: str = ""
+
+
+def parse(arguments: Sequence[str]) -> tuple[Request, list[str]]:
+    """The request, and the arguments that are the job's.
+
+    Raises:
+        ConfigError: a value that Slurm would not understand; all of them.
+    """
+    own = {field.name for field in fields(Request)}
+    given = {key: value for key, _, value in (argument.partition("=") for argument in arguments) if key in own}
+    faults = [
+        f"{key}={given[key]!r} is not understood; see python -m slurm.launch --help"
+        for key, pattern in PATTERNS.items()
+        if key in given and not re.fullmatch(pattern, given[key])
+    ]
+    if given.get("job", "train") not in JOBS:
+        faults.append(f"job={given['job']!r} does not exist; set one of {', '.join(JOBS)}")
+    if faults:
+        raise ConfigError(faults)
+    rest = [argument for argument in arguments if argument.partition("=")[0] not in own]
+    request = replace(Request(), **given)
+    return request, rest + _of_each_seed(request, rest)
+
+
+def size_faults(request: Request, config: Config, site: Site) -> list[str]:
+    """Why the nodes asked for cannot hold the ranks and engines of the configuration."""
+    gpus, ranks = site.gpus_per_node, config.run.num_processes
+    if config.actor.device == "cpu":
+        return []
+    faults = []
+    if request.job in ("sft", "train", "disaggregated"):
+        if ranks > gpus:
+            faults.append(
+                f"run.num_processes={ranks} ranks a node are more than its GPUs (GPUS_PER_NODE={gpus} in "
+                f"slurm/site.sh); set {gpus} or less"
+            )
+        elif config.actor.tensor_parallel > ranks:
+            faults.append(
+                f"actor.tensor_parallel={config.actor.tensor_parallel} would cross nodes of {ranks} ranks, at the "
+                f"speed of the network; set {ranks} or less"
+            )
+    if request.job == "disaggregated":
+        engine = config.engine
+        if engine.num_servers * engine.tensor_parallel > gpus:
+            faults.append(
+                f"engine.num_servers={engine.num_servers} × engine.tensor_parallel={engine.tensor_parallel} are more "
+                f"than an engine node's {gpus} GPUs; set them lower"
+            )
+    return faults
+
+
+def _of_each_seed(request: Request, arguments: Sequence[str]) -> list[str]:
+    """A job array's tasks differ in seed and run directory; the batch scripts put the task's number for %a."""
+    if not request.seeds:
+        return []
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    directory = given.get("run.dir", "runs/default")
+    return ["run.seed=%a", *([] if "%a" in directory else [f"run.dir={directory}_seed_%a"])]

@@ -1,0 +1,245 @@
+"""A real Slurm of a few virtual nodes on this machine, under one directory, gone without a trace when its `with` ends.
+
+Each node is a slurmd; where the machine allows it, in namespaces of its own (mount, UTS, PID), so that `hostname` says
+n1, and ending the node's first process ends everything on it, as a power cut would.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+TOOLS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "unshare")
+NAMESPACES = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+MARK = "MEGATRON_OPID_TEST_CLUSTER"  # in the environment of everything the cluster starts: how stragglers are found
+NODE_MAIN = """
+mount -n --bind "$1/etc/hosts" /etc/hosts && hostname "$2" || exit 1
+slurmd -D -N "$2" &
+trap 'kill $!' TERM
+while kill -0 $! 2>/dev/null; do wait $!; done
+"""
+
+
+def missing_tools() -> list[str]:
+    """What of Slurm is not installed here."""
+    return [tool for tool in TOOLS if shutil.which(tool, path=_PATH) is None]
+
+
+def can_isolate() -> bool:
+    """Whether a node may have namespaces of its own."""
+    return subprocess.run([*NAMESPACES, "true"], capture_output=True, check=False).returncode == 0
+
+
+class Cluster:
+    """`with Cluster(directory, num_nodes=3) as cluster: cluster.run("sbatch", ...)`.
+
+    Partitions: main, and low and high over the same nodes, where high preempts low. Eight GPUs a node are declared.
+    `directory` must be short: a Unix socket's path has 107 bytes.
+    """
+
+    def __init__(self, directory: Path, *, num_nodes: int, port: int) -> None:
+        self.nodes = [f"n{index}" for index in range(1, num_nodes + 1)]
+        self.directory, self._port = directory, port
+        self._processes: dict[str, subprocess.Popen] = {}
+        self.environment = os.environ | {
+            "PATH": _PATH,
+            "SLURM_CONF": str(directory / "etc" / "slurm.conf"),
+            MARK: str(directory),
+        }
+
+    def __enter__(self) -> Cluster:
+        self.directory.mkdir()  # before anything can fail that ends with its removal
+        try:
+            self._write_files()
+            self._start("munged", "munged", "--foreground", "--force", *self._munge_options())
+            self._wait("munged", ["munge", "-S", str(self.directory / "run/munge.sock"), "-n"])
+            self._start("slurmctld", "slurmctld", "-D", "-c")
+            self._wait("slurmctld", ["scontrol", "ping"])
+            for node in self.nodes:
+                self.start_node(node)
+            self.wait_until(lambda: self._num_idle() == len(self.nodes), timeout_s=40, what="all nodes to be idle")
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop()
+
+    def run(self, *command: object, check: bool = True, **options: object) -> str:
+        """Run a command with the cluster's SLURM_CONF; its output, stripped.
+
+        Raises:
+            AssertionError: it failed, and `check` was asked for; with what it printed.
+        """
+        done = subprocess.run(
+            [*map(str, command)], capture_output=True, text=True, check=False, **{"env": self.environment, **options}
+        )
+        assert not check or done.returncode == 0, f"{command}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def job(self, job_id: str) -> dict[str, str]:
+        """What `scontrol show job` says of a job."""
+        text = self.run("scontrol", "show", "job", "-o", job_id).splitlines()[0]
+        return dict(word.partition("=")[::2] for word in text.split() if "=" in word)
+
+    def wait_for_state(self, job_id: str, *states: str, timeout_s: float) -> dict[str, str]:
+        """Wait until a job is in one of the states; what is known of it then."""
+        return self.wait_until(
+            lambda: job if (job := self.job(job_id))["JobState"] in states else None,
+            timeout_s=timeout_s,
+            what=f"job {job_id} to be {' or '.join(states)}",
+        )
+
+    def wait_until(self, condition: Callable[[], object], *, timeout_s: float, what: str) -> object:
+        """Poll until `condition()` is true; returns its value."""
+        deadline_s = time.monotonic() + timeout_s
+        while not (value := condition()):
+            assert time.monotonic() < deadline_s, f"waited {timeout_s} s in vain for {what}\n{self.run('squeue', '-a')}"
+            time.sleep(0.1)
+        return value
+
+    def start_node(self, node: str) -> None:
+        """Boot a node, also again after `crash_node`."""
+        (self.directory / "spool" / node).mkdir(parents=True, exist_ok=True)
+        if can_isolate():
+            self._start(node, *NAMESPACES, "--", "bash", "-c", NODE_MAIN, "node", str(self.directory), node)
+        else:
+            self._start(node, "slurmd", "-D", "-N", node)
+
+    def crash_node(self, node: str) -> None:
+        """Cut a node's power: nothing on it gets to say a word."""
+        process = self._processes.pop(node)
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait()
+
+    def _start(self, name: str, *command: str) -> None:
+        with (self.directory / "log" / f"{name}.out").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _wait(self, name: str, probe: list[str]) -> None:
+        def answers() -> bool:
+            return subprocess.run(probe, env=self.environment, capture_output=True, check=False).returncode == 0
+
+        self.wait_until_quietly(answers, name)
+
+    def wait_until_quietly(self, condition: Callable[[], bool], name: str) -> None:
+        deadline_s = time.monotonic() + 20
+        while not condition():
+            log = (self.directory / "log" / f"{name}.out").read_text(errors="replace")
+            assert time.monotonic() < deadline_s, f"{name} does not answer:\n{log[-2000:]}"
+            time.sleep(0.05)
+
+    def _num_idle(self) -> int:
+        return len(self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N", check=False).split())
+
+    def _stop(self) -> None:
+        """End jobs, daemons, and whatever still carries the cluster's mark; remove the directory."""
+        for process in reversed(self._processes.values()):
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+        for process in psutil.process_iter():
+            if self._is_ours(process):
+                process.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(MARK) == str(self.directory) and process.pid != os.getpid()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return False
+
+    def _munge_options(self) -> list[str]:
+        run = self.directory / "run"
+        return [
+            f"--socket={run / 'munge.sock'}",
+            f"--key-file={self.directory / 'etc' / 'munge.key'}",
+            f"--log-file={self.directory / 'log' / 'munged.log'}",
+            f"--pid-file={run / 'munged.pid'}",
+            f"--seed-file={run / 'munged.seed'}",
+        ]
+
+    def _write_files(self) -> None:
+        for name in ("etc", "log", "run", "state", "spool", "dev"):
+            (self.directory / name).mkdir()
+        etc, host = self.directory / "etc", os.uname().nodename.partition(".")[0]
+        key = etc / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(128))
+        addresses = {node: f"127.0.1.{index}" for index, node in enumerate(self.nodes, start=1)}
+        names = {"localhost": "127.0.0.1", host: "127.0.0.1"} | addresses
+        (etc / "hosts").write_text("".join(f"{address} {name}\n" for name, address in names.items()))
+        for gpu in range(8):
+            (self.directory / "dev" / f"gpu{gpu}").symlink_to("/dev/null")
+        everyone = f"n[1-{len(self.nodes)}]"
+        (etc / "gres.conf").write_text(
+            f"AutoDetect=off\nNodeName={everyone} Name=gpu File={self.directory}/dev/gpu[0-7]\n"
+        )
+        (etc / "cgroup.conf").touch()
+        isolated = can_isolate()
+        node_lines = [
+            f"NodeName={node} NodeHostname={node if isolated else host} NodeAddr={address} Port={self._port + index} "
+            "CPUs=64 RealMemory=500000 Gres=gpu:8"
+            for index, (node, address) in enumerate(addresses.items(), start=1)
+        ]
+        text = CONFIGURATION.format(
+            directory=self.directory,
+            host=host,
+            port=self._port,
+            first_srun_port=self._port + 100,
+            last_srun_port=self._port + 199,
+            everyone=everyone,
+        )
+        (etc / "slurm.conf").write_text(text + "\n".join(node_lines) + "\n")
+
+
+_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+# cred_expire is also how long a requeued job waits (default 120 s); heterogeneous jobs start in the backfill scheduler
+# only (default: every 30 s); a dead node is noticed after SlurmdTimeout; KillWait is TERM to KILL.
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+AuthInfo=socket={directory}/run/munge.sock,cred_expire=5
+SlurmctldPort={port}
+SrunPortRange={first_srun_port}-{last_srun_port}
+SlurmctldPidFile={directory}/run/slurmctld.pid
+SlurmdPidFile={directory}/run/slurmd.%n.pid
+SlurmctldLogFile={directory}/log/slurmctld.log
+SlurmdLogFile={directory}/log/slurmd.%n.log
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/spool/%n
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+SlurmdParameters=config_overrides
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+GresTypes=gpu
+SchedulerParameters=bf_interval=1,bf_continue,sched_interval=2,sched_min_interval=0,batch_sched_delay=0
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+KillWait=10
+SlurmdTimeout=10
+SlurmctldTimeout=10
+TCPTimeout=3
+MinJobAge=900
+AccountingStorageType=accounting_storage/none
+PartitionName=main Nodes={everyone} Default=YES MaxTime=INFINITE PriorityTier=5 PreemptMode=OFF
+PartitionName=low Nodes={everyone} MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=high Nodes={everyone} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
+"""
