@@ -40,7 +40,7 @@ def install_stand_ins() -> None:
 def _install_expert_stand_ins() -> None:
     """What the dispatcher of a mixture of experts needs: streams that order nothing, split sizes as lists."""
     stream = _Stream()
-    torch.cuda.Stream = lambda *args, **kwargs: stream
+    torch.cuda.Stream = _Stream  # a class: modules imported later name it in their annotations
     torch.cuda.current_stream = lambda *args, **kwargs: stream
     torch.cuda.stream = lambda *args, **kwargs: nullcontext()
     moe_utils.te_general_gemm = None  # without Transformer Engine the name is read all the same
@@ -48,6 +48,9 @@ def _install_expert_stand_ins() -> None:
 
 
 class _Stream:
+    def __init__(self, *unused_args: object, **unused: object) -> None:
+        pass
+
     def wait_stream(self, other: _Stream) -> None:
         pass
 
