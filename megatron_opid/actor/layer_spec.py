@@ -1,4 +1,4 @@
-"""The transformer layer: Transformer Engine's on a GPU; on a CPU the local one with RMSNorm and packed attention."""
+"""The transformer layer: Transformer Engine's, or Megatron's local one with RMSNorm and packed attention of our own."""
 
 from __future__ import annotations
 
@@ -68,23 +68,28 @@ def _attend_over_context_ranks(query: Tensor, key: Tensor, value: Tensor, bounds
     """`bounds` are of the whole micro-batch, of which each rank holds 1/ranks of every sequence."""
     group = parallel_state.get_context_parallel_group()
     ranks, lengths = group.size(), [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
-    own = torch.as_tensor(own_tokens(lengths, ranks, group.rank()))
-    order = torch.as_tensor(gathered_order(lengths, ranks))
+    own = torch.as_tensor(own_tokens(lengths, ranks, group.rank()), device=query.device)
+    order = torch.as_tensor(gathered_order(lengths, ranks), device=query.device)
     # The backward adds up what each rank's queries contribute to a key's gradient.
     key, value = (gather_from_sequence_parallel_region(x.contiguous(), group=group)[order] for x in (key, value))
     outputs = []
     for start, end in zip(bounds, bounds[1:], strict=False):
         mine = slice(start // ranks, end // ranks)
         q, k, v = (x.transpose(0, 1)[None] for x in (query[mine], key[start:end], value[start:end]))
-        is_visible = own[mine, None] >= torch.arange(start, end)
+        is_visible = own[mine, None] >= torch.arange(start, end, device=query.device)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=is_visible, enable_gqa=True)
         outputs.append(attended[0].transpose(0, 1))
     return torch.cat(outputs).flatten(1)
 
 
+def uses_transformer_engine(device: torch.device, dtype: torch.dtype) -> bool:
+    """On a GPU, but for fp32: its packed attention computes in 16 bits only."""
+    return device.type == "cuda" and dtype != torch.float32
+
+
 def layer_spec(config: TransformerConfig, device: torch.device, vp_stage: int | None) -> TransformerBlockSubmodules:
     """The layers (and final norm) of this pipeline stage's chunk `vp_stage`."""
-    if device.type == "cuda":
+    if uses_transformer_engine(device, config.params_dtype):
         return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
     block = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm", vp_stage=vp_stage)
     for spec in block.layer_specs:

@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_opid.actor.head import HeadInput, HeadOutput, HeadSettings, PolicyHead
-from megatron_opid.actor.layer_spec import layer_spec
+from megatron_opid.actor.layer_spec import layer_spec, uses_transformer_engine
 from megatron_opid.config import ActorConfig
 from megatron_opid.weights.hf_config import ModelShape
 
@@ -80,10 +80,10 @@ def transformer_config(shape: ModelShape, actor: ActorConfig, device: torch.devi
         cuda_graph_scope=[],  # the default warns
         # Read when DistributedDataParallel is built: gradients are plain sums over tokens and ranks.
         calculate_per_token_loss=True,
-        **_expert_options(shape, device),
+        **_expert_options(shape, uses_transformer_engine(device, dtype)),
         deterministic_mode=actor.deterministic,
         **_recompute_options(actor),
-        **_gpu_options(actor, device),
+        **(_gpu_options(actor) if device.type == "cuda" else {}),
     )
 
 
@@ -119,7 +119,7 @@ def params_dtype(actor: ActorConfig) -> torch.dtype:
     return torch.bfloat16 if actor.precision == "bf16" else torch.float32
 
 
-def _expert_options(shape: ModelShape, device: torch.device) -> dict[str, Any]:
+def _expert_options(shape: ModelShape, grouped: bool) -> dict[str, Any]:
     """No load-balancing loss: the policy's loss alone decides what is learnt."""
     experts = shape.experts
     if experts is None:
@@ -135,7 +135,7 @@ def _expert_options(shape: ModelShape, device: torch.device) -> dict[str, Any]:
         "moe_router_load_balancing_type": "none",
         # As a list it also makes the checkpoint name every layer for itself.
         "moe_layer_freq": 1 if all_layers else [int(shape.has_experts(n)) for n in range(shape.num_layers)],
-        "moe_grouped_gemm": device.type == "cuda",
+        "moe_grouped_gemm": grouped,
     }
 
 
@@ -156,10 +156,8 @@ def _recompute_options(actor: ActorConfig) -> dict[str, Any]:
     return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
-def _gpu_options(actor: ActorConfig, device: torch.device) -> dict[str, Any]:
+def _gpu_options(actor: ActorConfig) -> dict[str, Any]:
     """Fused kernels and 8-bit matrix products of Transformer Engine."""
-    if device.type != "cuda":
-        return {}
     options: dict[str, Any] = {}
     if actor.fused_kernels:
         options |= {

@@ -15,10 +15,20 @@ def sequence_operations(shape: ModelShape, sequence: TokenSequence) -> float:
     """Multiply-adds of one forward pass: linear layers, causal attention (quadratic), LM head on response rows."""
     query_size, key_size = shape.num_heads * shape.head_dim, shape.num_groups * shape.head_dim
     attention_weights = shape.hidden_size * (2 * query_size + 2 * key_size)
-    layer_weights = attention_weights + 3 * shape.hidden_size * shape.ffn_size
     num_tokens, num_rows = sequence.num_tokens, len(sequence.response_ids)
-    per_layer = num_tokens * layer_weights + num_tokens**2 * query_size
-    return float(shape.num_layers * per_layer + num_rows * shape.hidden_size * shape.vocab_size)
+    linear = num_tokens * (shape.num_layers * attention_weights + _mlp_weights(shape))
+    attention = shape.num_layers * num_tokens**2 * query_size
+    return float(linear + attention + num_rows * shape.hidden_size * shape.vocab_size)
+
+
+def _mlp_weights(shape: ModelShape) -> int:
+    """Of all layers, those that a token meets: of a layer with experts, its chosen ones and the router."""
+    dense = 3 * shape.hidden_size * shape.ffn_size
+    if shape.experts is None:
+        return shape.num_layers * dense
+    experts = shape.experts
+    chosen = shape.hidden_size * (3 * experts.num_chosen * experts.ffn_size + experts.num_experts)
+    return len(experts.layers) * chosen + (shape.num_layers - len(experts.layers)) * dense
 
 
 def plan_micro_batches(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +15,15 @@ from safetensors import safe_open
 
 from megatron_opid.actor.actor import Actor
 from megatron_opid.actor.checkpoint_directory import CheckpointError, latest_checkpoint
-from megatron_opid.actor.samples import OnPolicySample, PolicySample, ScoreRequest, TokenSequence
-from megatron_opid.algorithm.advantages import TeacherLogprobs
-from megatron_opid.algorithm.losses import LossCoefficients
-from megatron_opid.algorithm.old_policy import OldPolicyRules, old_policy_terms
-from megatron_opid.config import ActorConfig, OptimizerConfig
+from megatron_opid.actor.samples import PolicySample, ScoreRequest, TokenSequence
 from megatron_opid.weights.hf import HfWeights
 from megatron_opid.weights.hf_config import parse_hf_config, read_hf_config
-from tests.actor.layouts import ALL_MODELS, LAYOUTS, TEMPERATURE
+from tests.actor.layouts import ALL_MODELS, LAYOUTS
+from tests.actor.old_logprob_cases import learning_case, reuse_case
+from tests.actor.tiny_actors import COEFFICIENTS, actor_of, score_policy
 from tests.actor.tiny_models import VOCAB_SIZE, make_sequences
 
-COEFFICIENTS = LossCoefficients(kl=0.01, entropy=0.01, distillation=0.1)
-OPTIMIZER = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1, schedule="cosine", warmup_steps=2)
 NUM_UPDATES = 4
-
-
-@contextmanager
-def actor_of(models: Path, model: str, **options: Any) -> Iterator[Actor]:
-    options = {"device": "cpu", "precision": "fp32", "tokens_per_micro_batch": 80} | options
-    actor = Actor(
-        ActorConfig(model=str(models / model), **options),
-        OPTIMIZER,
-        num_training_steps=10,
-        temperature=TEMPERATURE,
-        with_reference=True,
-        timeout_s=120,
-    )
-    try:
-        yield actor
-    finally:
-        actor.close()
-
-
-def score_policy(actor: Actor, sequences: list[TokenSequence]) -> list[np.ndarray]:
-    return actor.score([ScoreRequest(sequence) for sequence in sequences])
 
 
 def make_samples(actor: Actor, count: int = 11) -> list[PolicySample]:
@@ -119,71 +91,6 @@ def mixed_pass_case(models: Path, options: dict[str, Any]) -> dict[str, Any]:
         ]
         update = actor.update(samples[7:], COEFFICIENTS).statistics
         return {"update": update, "teacher_scores": [score.tolist() for score in scores[14:23]]}
-
-
-def reuse_case(models: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """One update whose old log-probs are its own forward's, and the same update with old log-probs scored before."""
-    return {
-        "recompute": first_update(models, options, reuses=False),
-        "reuse": first_update(models, options, reuses=True),
-    }
-
-
-def first_update(models: Path, options: dict[str, Any], *, reuses: bool) -> dict[str, Any]:
-    """Two teachers, the second scoring every other sample, clipped; a correction; the distillation loss."""
-    rules = OldPolicyRules((0.3, 0.2), teacher_clip=0.5, distills=True, correction="truncate", correction_high=1.2)
-    generator, sequences = np.random.default_rng(1), make_sequences(11)
-    lengths = [len(sequence.response_ids) for sequence in sequences]
-    masks = [np.stack([np.ones(n), np.full(n, float(number % 2))], axis=1) for number, n in enumerate(lengths)]
-    with actor_of(models, "qwen3_tied", **options) as actor:
-        known = [
-            OnPolicySample(
-                sequence=sequence,
-                advantages=generator.normal(size=n),
-                reference_logprobs=generator.normal(size=n) - 5,
-                engine_logprobs=generator.normal(size=n) - 5,
-                teacher_logprobs=(generator.normal(size=(n, 2)) - 5) * mask,
-                teacher_masks=mask,
-                distillation_weights=np.full(n, 1 / sum(lengths)),
-            )
-            for sequence, n, mask in zip(sequences, lengths, masks, strict=True)
-        ]
-        samples = known if reuses else with_old_logprobs(known, score_policy(actor, sequences), rules)
-        result = actor.update(samples, COEFFICIENTS, rules=rules)
-        weights = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in actor.export()}
-    logprobs = [values.tolist() for values in result.logprobs]
-    return {"statistics": result.statistics, "weights": weights, "logprobs": logprobs}
-
-
-def with_old_logprobs(
-    known: list[OnPolicySample], scores: list[np.ndarray], rules: OldPolicyRules
-) -> list[PolicySample]:
-    samples = []
-    for sample, score in zip(known, scores, strict=True):
-        old, outcome, engine, logprobs, masks = (
-            torch.as_tensor(np.asarray(values, dtype=np.float32))
-            for values in (
-                score,
-                sample.advantages,
-                sample.engine_logprobs,
-                sample.teacher_logprobs,
-                sample.teacher_masks,
-            )
-        )
-        teachers = [
-            TeacherLogprobs(logprobs[:, n], masks[:, n], weight) for n, weight in enumerate(rules.teacher_weights)
-        ]
-        made = old_policy_terms(old, outcome, teachers, engine, rules)
-        samples.append(
-            PolicySample(
-                sample.sequence,
-                old_logprobs=score,
-                reference_logprobs=sample.reference_logprobs,
-                distillation_weights=sample.distillation_weights,
-                **{name: value.numpy() for name, value in vars(made).items()},
-            )
-        )
-    return samples
 
 
 def resume_case(
@@ -300,6 +207,7 @@ def agree_on_all_ranks(result: Any) -> Any:
 
 def one_rank(models: Path) -> dict[str, Any]:
     cases = {"vocabulary": vocabulary_case(models), "directories": directories_case(models)}
+    cases["learning"] = learning_case(models)
     sft = {f"sft/{model}": first_sft_update(models, model) for model in ALL_MODELS}
     return cases | sft | layout_cases(models, 1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from megatron_opid.actor.plan import plan_micro_batches, sequence_operations
 from megatron_opid.actor.samples import TokenSequence
-from megatron_opid.weights.hf_config import parse_hf_config
+from megatron_opid.weights.hf_config import ExpertShape, parse_hf_config
 from tests.weights.test_hf_config import QWEN3
 
 
@@ -62,6 +64,17 @@ def test_eight_ranks_are_balanced(mean_prompt: int, mean_response: int, num_sequ
     loads = [sum(operations[index] for members in rank for index in members) for rank in plan]
     assert max(loads) / np.mean(loads) < bound
     assert len(plan[0]) <= -(-sum(lengths) // (8 * 16384)) + 1
+
+
+def test_operations_of_experts_are_those_a_token_meets() -> None:
+    sequence = TokenSequence(np.zeros(10), np.zeros(1))
+    dense = parse_hf_config(QWEN3)
+    one_expert = ExpertShape(1, 1, dense.ffn_size, True, tuple(range(dense.num_layers)))
+    router = 10 * dense.num_layers * dense.hidden_size
+    expected = sequence_operations(dense, sequence)
+    assert sequence_operations(replace(dense, experts=one_expert), sequence) == expected + router
+    two_of_two = replace(one_expert, num_experts=2, num_chosen=2, ffn_size=dense.ffn_size // 2)
+    assert sequence_operations(replace(dense, experts=two_of_two), sequence) == expected + 2 * router
 
 
 def test_a_sequence_above_the_budget_is_refused() -> None:
