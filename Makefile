@@ -1,10 +1,12 @@
 # make setup   .venv with everything the demo needs        make demo    the main job, on this machine
 # make test    the tests                                   make lint    ruff
+# make demo ENV=webshop|search|sciworld                    the same in another environment (sciworld needs Java)
 # make bench   the CPU benchmarks, raw JSON to docs/bench
 PYTHON ?= python3
 # The CPU build of torch lies on PyTorch's own index; where that is out of reach pip takes what the other indexes have.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
+ENV ?= alfworld
 DEMO ?=
 
 .PHONY: setup demo test lint bench clean
@@ -19,11 +21,19 @@ setup: .venv/.demo
 
 # The official ALFWorld is the tests' oracle; it compiles two packages (gcc, make).
 .venv/.test: .venv/.demo
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev,alfworld,webshop,server]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,alfworld,webshop,search,sciworld,server]'
 	touch $@
 
-demo: .venv/.demo
-	$(BIN)/python -m tools.demo $(DEMO)
+# The demo's ALFWorld is the native one, which needs no extra.
+.venv/.demo-alfworld: .venv/.demo
+	touch $@
+
+.venv/.demo-%: .venv/.demo
+	$(BIN)/pip install -q -c constraints.txt -e '.[$*]'
+	touch $@
+
+demo: .venv/.demo-$(ENV)
+	$(BIN)/python -m tools.demo --env $(ENV) $(DEMO)
 
 test: .venv/.test
 	$(BIN)/python -m pytest -q
