@@ -15,6 +15,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 MAX_SHARD_BYTES = 4 * 1024**3
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+NOT_COMPANIONS = ("config.json", INDEX, "checkpoint.json")  # the last describes a Megatron checkpoint
 
 
 def write_hf(
@@ -33,7 +34,7 @@ def write_hf(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     dtype = _write_shards(temporary, tensors, max_shard_bytes)
-    _copy_companions(source, temporary, dtype)
+    copy_companions(source, temporary, dtype)
     replace_directory(temporary, directory)
 
 
@@ -84,9 +85,10 @@ def _name_shards(directory: Path, shards: list[list[str]], total_bytes: int) -> 
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _copy_companions(source: Path, directory: Path, dtype: torch.dtype) -> None:
+def copy_companions(source: Path, directory: Path, dtype: torch.dtype) -> None:
+    """Tokenizer, generation config and config.json (with `dtype`): whatever lies beside the weights in `source`."""
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.name not in ("config.json", INDEX) and not path.name.endswith(WEIGHT_SUFFIXES):
+        if path.is_file() and path.name not in NOT_COMPANIONS and not path.name.endswith(WEIGHT_SUFFIXES):
             shutil.copyfile(path, directory / path.name)
     config = json.loads((source / "config.json").read_text())
     config.pop("torch_dtype", None)

@@ -51,7 +51,12 @@ def identity(shape: ModelShape, actor: ActorConfig) -> dict[str, Any]:
     if shape.experts is not None:
         # With expert parallelism Megatron gives the experts an optimizer of their own.
         own["expert_optimizer"] = actor.expert_parallel > 1
-    return {**json.loads(json.dumps(asdict(shape))), **own}  # as it will be read
+    return {**shape_identity(shape), **own}
+
+
+def shape_identity(shape: ModelShape) -> dict[str, Any]:
+    """The model itself, as JSON gives it back: what a checkpoint of weights alone must share."""
+    return json.loads(json.dumps(asdict(shape)))
 
 
 def read_description(path: Path) -> dict[str, Any]:

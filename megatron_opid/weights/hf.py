@@ -13,6 +13,8 @@ from megatron_opid.weights.families import parameters
 from megatron_opid.weights.hf_config import ModelShape
 from rollout.hf_directory import INDEX, SINGLE_FILE, write_hf
 
+MAX_OPEN_FILES = 2
+
 __all__ = ["HfWeights", "WeightsError", "write_hf"]
 
 
@@ -41,6 +43,9 @@ class HfWeights:
 
     def _open(self, file: str) -> Any:
         if file not in self._handles:
+            # What is read stays mapped as long as its file is open: only the file in use and the one before are.
+            for older in list(self._handles)[: 1 - MAX_OPEN_FILES]:
+                del self._handles[older]
             try:
                 self._handles[file] = safe_open(self._directory / file, framework="pt")
             except (FileNotFoundError, SafetensorError) as error:
