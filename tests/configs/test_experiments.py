@@ -1,17 +1,26 @@
 """Every experiment composes; those of the published runs carry the published values."""
 
 import json
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from megatron_opid.config import CONFIG_DIR, load, value_faults
+from megatron_opid.config import CONFIG_DIR, Config, value_faults
+from megatron_opid.config import load as compose
+from tools.plan.__main__ import main as plan
+from tools.plan.constants import GPUS_PER_NODE
 
 PUBLISHED = json.loads((Path(__file__).parent.parent / "data" / "published_runs.json").read_text())
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
+MULTI_NODE = [name for name in EXPERIMENTS if name.endswith("nodes")]
 
 # Published name -> what the configuration says about it, in published terms.
 MAPPED = {
+    "engine": lambda c: c.engine.name,
+    "gpu_memory_utilization": lambda c: c.engine.gpu_memory_utilization,
+    "rollout_tensor_parallel": lambda c: c.engine.tensor_parallel,
     "adv_estimator": lambda c: c.algorithm.name,
     "lr": lambda c: c.optimizer.learning_rate,
     "group_size": lambda c: c.rollout.group_size,
@@ -64,9 +73,6 @@ MAPPED = {
 }
 # No field holds these; configs/published/run.yaml says what becomes of each.
 WITHOUT_FIELD = {
-    "engine",
-    "gpu_memory_utilization",
-    "rollout_tensor_parallel",
     "kl_loss_type",
     "use_remove_padding",
     "nnodes",
@@ -77,9 +83,15 @@ WITHOUT_FIELD = {
 }
 
 
+@cache
+def load(name: str) -> Config:
+    """The composed experiment."""
+    return compose([f"experiment={name}"])
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_composes_without_faults(name):
-    assert value_faults(load([f"experiment={name}"])) == []
+    assert value_faults(load(name)) == []
 
 
 def test_nine_runs_are_published():
@@ -91,14 +103,36 @@ def test_nine_runs_are_published():
 def test_carries_the_published_values(name):
     published = PUBLISHED["shared"] | PUBLISHED["runs"][name]
     assert set(published) == set(MAPPED) | WITHOUT_FIELD
-    config = load([f"experiment={name}"])
+    config = load(name)
     assert {key: MAPPED[key](config) for key in MAPPED} == {key: published[key] for key in MAPPED}
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED["runs"]))
 def test_updates_hold_about_a_published_mini_batch(name):
     """With episodes of half to all of their steps, our fixed number of updates lies in the published range."""
-    config, published = load([f"experiment={name}"]), PUBLISHED["runs"][name]
+    config, published = load(name), PUBLISHED["runs"][name]
     most_samples = config.rollout.tasks_per_step * config.rollout.group_size * config.env.max_steps
     most_updates = most_samples / published["ppo_mini_batch_size"]
     assert most_updates / 2 <= config.actor.updates_per_step <= most_updates
+
+
+@pytest.mark.parametrize("name", MULTI_NODE)
+@pytest.mark.parametrize("gpu_name", ["h100", "h200"])
+def test_multi_node_layouts_fit_the_nodes_named(name, gpu_name, capsys):
+    """The commands in the file's head: the plan's exits 0 when it fits, and the nodes add up to the name's."""
+    text = (CONFIG_DIR / "experiment" / f"{name}.yaml").read_text()
+    trainer_nodes, engine_nodes = map(
+        int, re.search(r"job=disaggregated nodes=(\d+) engine_nodes=(\d+)", text).groups()
+    )
+    config = load(name)
+    assert trainer_nodes + engine_nodes == int(re.search(r"_(\d+)nodes$", name).group(1))
+    assert config.engine.num_servers * config.engine.tensor_parallel == GPUS_PER_NODE
+    gpus = [f"gpus={trainer_nodes * GPUS_PER_NODE}", f"engine_gpus={engine_nodes * GPUS_PER_NODE}"]
+    assert f"tools.plan experiment={name} {' '.join(gpus)}\n" in text
+    assert plan([f"experiment={name}", *gpus, f"gpu={gpu_name}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == []
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED["runs"]))
+def test_published_runs_fit_one_node(name, capsys):
+    assert plan([f"experiment={name}", "gpus=8", "gpu=h100"]) == 0

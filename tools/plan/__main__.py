@@ -1,7 +1,8 @@
 """Explains what a configuration needs on a number of GPUs: memory, communication, time of each phase.
 
-    python -m tools.plan experiment=alfworld_qwen3_1_7b gpus=8 [gpu=h100|h200] [actor.tensor_parallel=2 ...] [--json]
+    python -m tools.plan experiment=alfworld_qwen3_1_7b gpus=8 [gpu=h100|h200] [engine_gpus=8] [OVERRIDE ...] [--json]
 
+`gpus` are the trainer's ranks, `engine_gpus` those of engines on GPUs of their own (engine.placement=disaggregated).
 The model's config.json is read where it lies (actor.model, MODELS_ROOT); the published Qwen sizes are built in. Exit
 code 1 if it does not fit, 2 for a configuration that cannot run. docs/plan.md has the equations and their errors.
 """
@@ -42,11 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _plan(options: argparse.Namespace):
-    own = {key: value for key, _, value in (o.partition("=") for o in options.overrides) if key in ("gpus", "gpu")}
+    words = (override.partition("=") for override in options.overrides)
+    own = {key: value for key, _, value in words if key in ("gpus", "gpu", "engine_gpus")}
     config = load([o for o in options.overrides if o.partition("=")[0] not in own])
-    faults = []
-    if not own.get("gpus", "").isdigit() or int(own["gpus"]) < 1:
-        faults.append(f"gpus={own.get('gpus', '')!r} is not a number of GPUs; set gpus=8")
+    counts = {"gpus": own.get("gpus", ""), "engine_gpus": own.get("engine_gpus", "1")}
+    faults = [
+        f"{name}={count!r} is not a number of GPUs; set {name}=8"
+        for name, count in counts.items()
+        if not count.isdigit() or int(count) < 1
+    ]
     if own.get("gpu", "h200") not in GPU_NAMES:
         faults.append(f"gpu={own['gpu']!r} is not known; set {' or '.join(GPU_NAMES)}")
     if faults:
@@ -59,33 +64,32 @@ def _plan(options: argparse.Namespace):
         prompt_tokens=options.mean_prompt_tokens,
         response_tokens=options.mean_response_tokens,
     )
-    engines = _engines(config, num_gpus, options)
+    engines = _engines(config, num_gpus, int(own["engine_gpus"]) if "engine_gpus" in own else None)
     plan = make_plan(config, hf_config, num_gpus, gpu(own.get("gpu", "h200")), workload, engines)
     return plan, alternatives(plan, hf_config) if not plan.fits else []
 
 
-def _engines(config: Config, num_gpus: int, options: argparse.Namespace) -> Engines:
-    own_gpus = options.engine_gpus
-    tensor = options.engine_tensor
-    if (own_gpus or num_gpus) % tensor:
-        raise ConfigError([f"--engine-tensor {tensor} does not divide {own_gpus or num_gpus} GPUs"])
-    is_local = config.engine.name == "local" and not own_gpus and tensor == 1
-    return Engines(
-        num_engines=(own_gpus or num_gpus) // tensor,
-        tensor=tensor,
-        is_local=is_local,
-        is_colocated=not own_gpus,
-        max_sequences=config.engine.max_batch_sequences if is_local else options.engine_sequences,
-        memory_share=0.95 if is_local or not own_gpus else 0.9,
-    )
+def _engines(config: Config, num_gpus: int, engine_gpus: int | None) -> Engines:
+    """Colocated servers share the trainer's GPUs; others have `engine_gpus`, by default one machine's servers."""
+    engine = config.engine
+    is_local = engine.name == "local"
+    is_colocated = is_local or engine.placement == "colocated"
+    tensor = 1 if is_local else engine.tensor_parallel
+    gpus = num_gpus if is_colocated else engine_gpus or engine.num_servers * tensor
+    faults = []
+    if engine_gpus and is_colocated:
+        faults.append(f"engine_gpus={engine_gpus} needs engine.placement=disaggregated")
+    if gpus % tensor:
+        faults.append(f"engine.tensor_parallel={tensor} does not divide {gpus} GPUs")
+    if faults:
+        raise ConfigError(faults)
+    share = 1.0 if is_local else engine.gpu_memory_utilization
+    return Engines(gpus // tensor, tensor, is_local, is_colocated, engine.max_batch_sequences, share)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="gpus=N, gpu=h100|h200 and overrides of the configuration")
-    parser.add_argument("--engine-tensor", type=int, default=1, help="GPUs of one engine")
-    parser.add_argument("--engine-gpus", type=int, default=0, help="GPUs for engines alone; 0: on the trainer's")
-    parser.add_argument("--engine-sequences", type=int, default=256, help="sequences that a server decodes at once")
+    parser.add_argument("overrides", nargs="*", help="gpus=N, gpu=h100|h200, engine_gpus=N and overrides")
     parser.add_argument("--mean-steps", type=float, help="steps of an episode")
     parser.add_argument("--mean-prompt-tokens", type=float)
     parser.add_argument("--mean-response-tokens", type=float)

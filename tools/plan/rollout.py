@@ -18,7 +18,7 @@ class Engines:
     is_local: bool
     is_colocated: bool  # on the trainer's GPUs
     max_sequences: int  # that one engine decodes at once
-    memory_share: float
+    memory_share: float  # of its GPU that an engine takes
 
 
 @dataclass(frozen=True)
