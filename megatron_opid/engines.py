@@ -13,6 +13,7 @@ from megatron_opid.config import Config, EngineConfig, resolve_model
 
 if TYPE_CHECKING:
     from rollout.engines.base import Engine
+    from rollout.engines.commands import ServerSettings
     from rollout.engines.http import HttpEngine
     from rollout.engines.launch import Launcher
     from rollout.engines.pool import EnginePool
@@ -74,14 +75,12 @@ def make_pool(config: Config, urls: tuple[str, ...], launcher: Launcher | None) 
     return EnginePool([client(engine, url) for url in urls], settings, launcher)
 
 
-def make_launcher(config: Config, num_trainer_gpus: int) -> Launcher:
-    """The launcher of this run's own servers, on the GPUs that their placement gives them; nothing runs yet."""
+def server_settings(config: Config) -> ServerSettings:
+    """What every server of this run is started with."""
     from rollout.engines.commands import ServerSettings
-    from rollout.engines.launch import Launcher
 
     engine = config.engine
-    directory = Path(config.run.dir) / "engines"
-    settings = ServerSettings(
+    return ServerSettings(
         dialect=engine.name,
         model=resolve_model(config.actor.model).absolute(),
         dtype="float32" if config.actor.precision == "fp32" else "bfloat16",
@@ -93,9 +92,17 @@ def make_launcher(config: Config, num_trainer_gpus: int) -> Launcher:
         sleeps=engine.placement == "colocated",
         on_cpu=engine.cpu_servers,
     )
+
+
+def make_launcher(config: Config, num_trainer_gpus: int) -> Launcher:
+    """The launcher of this run's own servers, on the GPUs that their placement gives them; nothing runs yet."""
+    from rollout.engines.launch import Launcher
+
+    engine = config.engine
+    directory = Path(config.run.dir) / "engines"
     first = 0 if engine.placement == "colocated" else num_trainer_gpus
     return Launcher(
-        settings,
+        server_settings(config),
         num_servers=engine.num_servers,
         gpus=_visible_gpus()[first:],
         directory=directory,
