@@ -1,0 +1,162 @@
+"""The Java machine of a process: one, shared by all of the process's simulators."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import subprocess
+from collections import deque
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+# C1 code only and the serial collector: less memory, fewer threads and an earlier warm state than Java's defaults.
+# One hash code for all objects: rooms keep their contents in hash sets, and Java's random codes would show the same
+# room in another order in every episode of a group.
+_JAVA_OPTIONS = (
+    *("-Xms64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+ExitOnOutOfMemoryError"),
+    *("-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2"),
+)
+# Loading the slowest task with its gold path took 11 s on a slow machine. A machine that is stuck must become a fault
+# before the rollout gives the whole process up.
+_CALL_TIMEOUT_S = 100.0
+_EXIT_TIMEOUT_S = 5.0
+_WRITTEN_FILE = "object_type_ids.tsv"  # the simulator writes it to its working directory
+
+
+class JavaFault(RuntimeError):
+    """The Java machine could not be started, died, hung, or the simulator raised an exception."""
+
+
+def java_faults() -> list[str]:
+    """Why no Java machine can be started here, each with what to do; empty if one can."""
+    faults = []
+    if find_spec("scienceworld") is None:
+        faults.append("env.name=sciworld needs the package scienceworld; install it with pip install -e '.[sciworld]'")
+    if shutil.which("java") is None:
+        faults.append("env.name=sciworld needs Java: there is no command java on PATH; install a JRE, 8 or newer")
+    return faults
+
+
+class JavaMachine:
+    """A Java process with the simulator's classes. It dies with this process: its standard input is a pipe from here.
+
+    Args:
+        heap_mib: upper bound of the Java heap.
+
+    Raises:
+        JavaFault: Java did not start.
+    """
+
+    def __init__(self, heap_mib: int) -> None:
+        from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
+        from scienceworld.constants import JAR_PATH
+
+        logging.getLogger("py4j").setLevel(logging.CRITICAL)  # a dead machine is reported by `calls`, once
+        self._output: deque[str] = deque(maxlen=20)
+        self._directory = Path(mkdtemp(prefix="sciworld_"))
+        self.num_borrowed = 0
+        try:
+            # A process group of its own: Ctrl-C must not end the simulators before the step in progress is done. The
+            # token keeps other users of this host out.
+            port, token, self._process = launch_gateway(
+                classpath=JAR_PATH,
+                javaopts=[f"-Xmx{heap_mib}m", *_JAVA_OPTIONS],
+                die_on_exit=True,
+                create_new_process_group=True,
+                enable_auth=True,
+                cwd=str(self._directory),
+                redirect_stdout=self._output,
+                redirect_stderr=self._output,
+                return_proc=True,
+            )
+        except (OSError, ValueError) as error:
+            shutil.rmtree(self._directory)
+            raise JavaFault(
+                f"Java did not start with a heap of {heap_mib} MiB (try `java -version`): {error}"
+            ) from error
+        parameters = GatewayParameters(port=port, auth_token=token, auto_field=True, read_timeout=_CALL_TIMEOUT_S)
+        self._gateway = JavaGateway(gateway_parameters=parameters)
+        with self.calls():
+            jvm = self._gateway.jvm
+            # The simulator prints a lot on every step.
+            jvm.java.lang.System.setOut(jvm.java.io.PrintStream("/dev/null"))
+            for path in (self._directory, self._directory / _WRITTEN_FILE):
+                jvm.java.io.File(str(path)).deleteOnExit()  # also where this process is killed and cannot clean up
+            self.random = getattr(getattr(jvm.scala.util, "Random$"), "MODULE$")
+            self.identifiers = jvm.util.UniqueIdentifier
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def new_interface(self) -> Any:
+        """A PythonInterface: an independent simulator, but for the global state that `simulator.py` separates."""
+        with self.calls():
+            return self._gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
+
+    @contextlib.contextmanager
+    def calls(self) -> Iterator[None]:
+        """Around all calls into Java: errors become JavaFault, and a machine that does not answer is ended.
+
+        Raises:
+            JavaFault: see the class.
+        """
+        from py4j.protocol import Py4JError, Py4JJavaError
+
+        try:
+            yield
+        except Py4JJavaError as error:
+            raise JavaFault(f"the simulator raised {error.java_exception.toString()}") from error
+        except Py4JError as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=1)  # its own exit code says more than that of our kill
+            state = "hung" if self.is_alive else f"died with exit code {self._process.returncode}"
+            last_words = " ".join(line.strip() for line in reversed(self._output))
+            self.close()
+            raise JavaFault(f"the Java machine {self.pid} {state}: {last_words or error}") from error
+
+    def close(self) -> None:
+        """End the process; nothing happens if it has ended."""
+        self._gateway.close()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=_EXIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+# By heap size. Environments are made one by one, and all those of a process have to find the same machine.
+_machines: dict[int, JavaMachine] = {}
+
+
+def borrow_machine(heap_mib: int) -> JavaMachine:
+    """This process's machine, started at the first call and again after it has died.
+
+    Raises:
+        JavaFault: Java did not start.
+    """
+    machine = _machines.get(heap_mib)
+    if machine is None or not machine.is_alive:
+        machine = _machines[heap_mib] = JavaMachine(heap_mib)
+    machine.num_borrowed += 1
+    return machine
+
+
+def return_machine(machine: JavaMachine) -> None:
+    """Undo one borrow; with the last one the machine is closed."""
+    machine.num_borrowed -= 1
+    if machine.num_borrowed == 0:
+        machine.close()
+        for heap_mib in [heap_mib for heap_mib, other in _machines.items() if other is machine]:
+            del _machines[heap_mib]

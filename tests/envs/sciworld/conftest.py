@@ -1,0 +1,43 @@
+"""One Java machine for all of these tests. Without Java they fail and say why: a skip would look like a pass."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from envs import sciworld
+from envs.sciworld.environment import SciworldEnvironment
+from envs.sciworld.java import borrow_machine, java_faults, return_machine
+
+TASKS = [
+    "find-animal",
+    "find-plant",
+    "lifespan-longest-lived",
+    "power-component",
+    "chemistry-mix-paint-secondary-color",
+]
+OPTIONS = {"data": "", "tasks": TASKS, "variations_per_task": 2, "heap_mib": 256}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "machine" in item.fixturenames:
+            item.add_marker(pytest.mark.java)
+
+
+@pytest.fixture(scope="session")
+def machine():
+    """Keeps the process's Java machine from ending between tests."""
+    if faults := java_faults():
+        pytest.fail("; ".join(faults) + " (or leave these tests out: pytest -m 'not java ...')", pytrace=False)
+    machine = borrow_machine(OPTIONS["heap_mib"])
+    yield machine
+    return_machine(machine)
+
+
+@pytest.fixture
+def environments(machine) -> Iterator[tuple[SciworldEnvironment, SciworldEnvironment]]:
+    """Two environments in one Java machine."""
+    pair = sciworld.make_environment(OPTIONS), sciworld.make_environment(OPTIONS)
+    yield pair
+    for environment in pair:
+        environment.close()
