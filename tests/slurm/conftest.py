@@ -14,7 +14,6 @@ import pytest
 
 from slurm.site import ROOT
 from tests.slurm.cluster import Cluster, missing_tools
-from tests.trainer.conftest import small_run  # noqa: F401  (a fixture)
 
 # `python` of the light jobs: the same interpreter, with stand-ins for what imports torch.
 LIGHT_PYTHON = """#!/usr/bin/env bash
@@ -30,6 +29,11 @@ class Jobs:
     cluster: Cluster
     directory: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_real_training(cls, cluster: Cluster, directory: Path) -> Jobs:
+        """Jobs in this test's own virtual environment."""
+        return cls(cluster, directory, {"VIRTUAL_ENVIRONMENT": sys.prefix, "OMP_NUM_THREADS": "1"})
 
     def submit(self, *words: object) -> str:
         """`sbatch words`; the job's number."""
@@ -56,13 +60,6 @@ def cluster() -> Iterator[Cluster]:
     directory = Path(tempfile.gettempdir()) / f"opid_slurm_{uuid.uuid4().hex[:8]}"
     with Cluster(directory, num_nodes=3, port=17800) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def jobs(cluster: Cluster, tmp_path: Path) -> Jobs:
-    """Jobs that really train."""
-    environment = {"VIRTUAL_ENVIRONMENT": str(Path(sys.prefix)), "OMP_NUM_THREADS": "1"}
-    return Jobs(cluster, tmp_path, environment)
 
 
 @pytest.fixture

@@ -1,0 +1,107 @@
+"""Every batch script does its work on a real Slurm, with real training on two nodes of one rank each.
+
+One chain is the uninterrupted run; another run of the same training is preempted, then loses a node, and equals it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_opid.metrics import read_metrics
+from slurm import chain
+from tests.slurm.conftest import Jobs
+from tests.trainer.conftest import SmallRun, small_run  # noqa: F401  (a fixture)
+from tests.trainer.test_resume import is_wall_clock
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
+NUM_STEPS = 6
+
+
+def training(small: SmallRun, run_dir: Path, **extra: object) -> list[str]:
+    settings = {"run__num_processes": 1, "run__num_steps": NUM_STEPS, "env__max_steps": 2} | extra
+    return small.overrides(run_dir, **settings)
+
+
+def wait_for_step(jobs: Jobs, run_dir: Path, step: int) -> None:
+    def is_logged() -> bool:
+        return any(line["step"] >= step for line in read_metrics(run_dir / "metrics.jsonl"))
+
+    jobs.cluster.wait_until(is_logged, timeout_s=200, what=f"step {step}")
+
+
+def timeless(run_dir: Path) -> list[dict]:
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if not is_wall_clock(name)} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished_chain(cluster, small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Jobs]:  # noqa: F811
+    """Cold start, training, conversion and evaluation by one command; the directory of all of it."""
+    root = tmp_path_factory.mktemp("chain")
+    jobs = Jobs.of_real_training(cluster, root)
+    words = training(small_run, root / "run", sft__samples_per_step=8)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in jobs.all_variables.items():
+            patch.setenv(name, value)
+        assert chain.main([*words, "nodes=2", "time=30"]) == 0
+    cluster.wait_until(lambda: cluster.run("squeue", "-h") == "", timeout_s=380, what="the chain to end")
+    return root / "run", jobs
+
+
+def test_a_chain_trains_converts_and_evaluates(finished_chain: tuple[Path, Jobs]):
+    run, jobs = finished_chain
+    printed = "\n".join(path.read_text() for path in sorted((jobs.directory / "logs").glob("*.out")))
+    assert [line["step"] for line in read_metrics(run / "train" / "metrics.jsonl")] == list(range(-1, NUM_STEPS)), (
+        printed
+    )
+    assert len(read_metrics(run / "sft" / "metrics.jsonl")) == NUM_STEPS
+    converted, exported = (path / "model.safetensors" for path in (run / "hf", run / "train" / "hf"))
+    assert converted.read_bytes() == exported.read_bytes()
+    assert json.loads((run / "evaluation.json").read_text())["rates"]["all"]["num_episodes"] == 6
+    logs = sorted(path.name for path in (jobs.directory / "logs").glob("run-train-*/attempt_0/rank_*.log"))
+    assert logs == ["rank_0.log", "rank_1.log"]
+
+
+def test_a_run_that_is_preempted_and_loses_a_node_equals_the_uninterrupted_one(
+    finished_chain: tuple[Path, Jobs],
+    small_run: SmallRun,  # noqa: F811
+    tmp_path: Path,
+):
+    reference, jobs = finished_chain
+    cluster, run_dir = jobs.cluster, tmp_path / "run"
+    words = training(small_run, run_dir, actor__model=reference / "sft" / "hf", sft__samples_per_step=8)
+    job_id = jobs.submit("--nodes=2", "--partition=low", "slurm/train.sbatch", *words)
+    wait_for_step(jobs, run_dir, 0)
+    winner = jobs.submit("--nodes=3", "--exclusive", "--partition=high", "--wrap=sleep 1", "--job-name=winner")
+    cluster.wait_for_state(winner, "COMPLETED", timeout_s=100)
+    saved = int((run_dir / "checkpoints" / "latest").read_text().strip().removeprefix("step_"))
+    wait_for_step(jobs, run_dir, min(saved + 1, NUM_STEPS - 2))
+    nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job_id)["NodeList"]).split()
+    cluster.crash_node(nodes[1])
+    cluster.wait_for_state(job_id, "PENDING", timeout_s=100)
+    cluster.start_node(nodes[1])
+    cluster.wait_for_state(job_id, "COMPLETED", timeout_s=200)
+    assert timeless(run_dir) == timeless(reference / "train")
+    weights = [path / "hf" / "model.safetensors" for path in (run_dir, reference / "train")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_trainer_and_engine_nodes_train(finished_chain: tuple[Path, Jobs], small_run: SmallRun, tmp_path: Path):  # noqa: F811
+    reference, jobs = finished_chain
+    words = training(
+        small_run,
+        tmp_path / "run",
+        actor__model=reference / "sft" / "hf",
+        run__num_steps=2,
+        engine__name="sglang",
+        engine__cpu_servers="true",
+    )
+    engine_nodes = ["--nodes=1", "--ntasks-per-node=1", "--exclusive"]
+    job_id = jobs.submit("--nodes=1", ":", *engine_nodes, "slurm/disaggregated.sbatch", *words)
+    job = jobs.cluster.wait_for_state(job_id, "COMPLETED", "FAILED", timeout_s=200)
+    assert job["JobState"] == "COMPLETED", jobs.output("disaggregated", job_id)
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [-1, 0, 1]
+    assert list((jobs.directory / "logs").glob(f"disaggregated-{job_id}/attempt_0/engines/node_0_server_0.log"))
