@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,23 @@ from torch import Tensor
 
 from megatron_opid.actor import parallel
 from megatron_opid.actor.checkpoint import CheckpointState, CheckpointWriter, load_checkpoint
-from megatron_opid.actor.checkpoint_directory import identity
+from megatron_opid.actor.checkpoint_directory import identity, read_description
 from megatron_opid.actor.head import HeadSettings
 from megatron_opid.actor.model import build_model, transformer_config
 from megatron_opid.actor.optimizer import build_optimizer, gather_parameters, wrap_for_data_parallel
 from megatron_opid.actor.packing import Packer
-from megatron_opid.actor.parameters import RankParameters, WeightSource
+from megatron_opid.actor.parameters import RankParameters
+from megatron_opid.actor.part_times import PartTimers, timed_parts
 from megatron_opid.actor.samples import OnPolicySample, PolicySample, ScoreRequest, TokenSequence
 from megatron_opid.actor.scoring import score_batches
+from megatron_opid.actor.stored_weights import open_stored_weights
 from megatron_opid.actor.update import PolicyUpdate, policy_update, sft_update
 from megatron_opid.algorithm.losses import LossCoefficients
 from megatron_opid.algorithm.old_policy import OldPolicyRules
 from megatron_opid.config import ActorConfig, OptimizerConfig, resolve_model
-from megatron_opid.weights.hf import HfWeights, write_hf
+from megatron_opid.weights.hf import write_hf
 from megatron_opid.weights.hf_config import parse_hf_config, read_hf_config
+from megatron_opid.weights.megatron import WeightSource
 
 
 class Actor:
@@ -35,7 +38,7 @@ class Actor:
     All ranks call every method with the same arguments and get the same results; each data-parallel rank computes its
     balanced share. `num_training_steps` counts optimizer updates (for the learning-rate schedule). Log-probs are of the
     softmax at `temperature`. With `with_reference` the initial weights are kept in host memory for scoring. `weights`
-    stand for those in the directory.
+    stand for those that the configuration names.
 
     Raises: HfConfigError, WeightsError for a model that cannot be read; actor.layout says what fits on how many ranks.
     """
@@ -55,7 +58,7 @@ class Actor:
         self._config = config
         self._source = resolve_model(config.model)
         self._shape = parse_hf_config(read_hf_config(self._source))
-        weights = weights or HfWeights(self._source, self._shape)
+        weights = weights or open_stored_weights(resolve_model(config.weights or config.model), self._shape)
         self._device = parallel.resolve_device(config.device)
         self._owns_world = parallel.initialize(config, self._device, seed=seed, timeout_s=timeout_s)
         with parallel.device_context(self._device):
@@ -129,6 +132,10 @@ class Actor:
         scores = self.score([ScoreRequest(sequence) for sequence in sequences])
         return -float(np.concatenate(scores).mean(dtype=np.float64))
 
+    def timed_parts(self) -> AbstractContextManager[PartTimers]:
+        """Inside, the parts of updates are timed (part_times.PartTimers)."""
+        return timed_parts(self._chunks, self._optimizer)
+
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """All Hugging Face tensors of the current weights by name, whole, on every rank, one parameter at a time.
 
@@ -165,9 +172,18 @@ class Actor:
             self._checkpoints.finish(waits=waits)
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Resume from a checkpoint of any layout (see checkpoint_directory); returns its trainer state."""
+        """Resume from a checkpoint of any layout (see checkpoint_directory); returns its trainer state.
+
+        A checkpoint without an optimizer (tools.convert) gives its weights, and training starts anew: nothing is
+        returned but {}.
+        """
         with parallel.device_context(self._device):
-            return load_checkpoint(path, self._checkpoint_state())
+            if not read_description(path).get("weights_only", False):
+                return load_checkpoint(path, self._checkpoint_state())
+            gather_parameters(self._chunks)
+            self._parameters.load(open_stored_weights(path, self._shape))
+            self._optimizer.megatron.reload_model_params()
+            return {}
 
     def _score_with(
         self, weights: str, sequences: Sequence[TokenSequence], batches: Sequence[Sequence[int]]

@@ -157,4 +157,4 @@ def make_batch(engine_logprobs: np.ndarray) -> Batch:
 
 
 def weights_digest(actor: Actor) -> dict[str, str]:
-    return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in actor.export()}
+    return {name: hashlib.sha256(tensor.cpu().float().numpy().tobytes()).hexdigest() for name, tensor in actor.export()}

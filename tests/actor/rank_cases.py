@@ -72,7 +72,7 @@ def layout_case(models: Path, model: str, options: dict[str, Any]) -> dict[str, 
 
 def export_equals_file(actor: Actor, directory: Path) -> bool:
     source = HfWeights(directory, parse_hf_config(read_hf_config(directory)))
-    equal = {name: torch.equal(tensor, source.get(name)) for name, tensor in actor.export()}
+    equal = {name: torch.equal(tensor.cpu(), source.get(name).to(tensor.dtype)) for name, tensor in actor.export()}
     with safe_open(directory / "model.safetensors", framework="pt") as file:
         return all(equal.values()) and set(equal) == set(file.keys())
 

@@ -15,11 +15,12 @@ from pathlib import Path
 def main(case_set: str, models: str, results: str) -> None:
     import torch.distributed as dist
 
-    from tests.actor.rank_cases import CASE_SETS
+    from tests.actor import gpu_cases, rank_cases
 
     # One world for all cases: an actor that finds torch.distributed running leaves it running.
-    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
-    outcome = CASE_SETS[case_set](Path(models))
+    backend = "cpu:gloo,cuda:nccl" if case_set in gpu_cases.CASE_SETS else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=120))
+    outcome = (rank_cases.CASE_SETS | gpu_cases.CASE_SETS)[case_set](Path(models))
     if dist.get_rank() == 0:
         Path(results).write_text(json.dumps(outcome))
     dist.barrier()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1, schedule="cosi
 
 
 @contextmanager
-def actor_of(models: Path, model: str, **options: Any) -> Iterator[Actor]:
+def actor_of(models: Path, model: str, *, optimizer: dict[str, Any] | None = None, **options: Any) -> Iterator[Actor]:
     options = {"device": "cpu", "precision": "fp32", "tokens_per_micro_batch": 80} | options
     actor = Actor(
         ActorConfig(model=str(models / model), **options),
-        OPTIMIZER,
+        replace(OPTIMIZER, **(optimizer or {})),
         num_training_steps=10,
         temperature=TEMPERATURE,
         with_reference=True,

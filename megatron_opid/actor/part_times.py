@@ -1,0 +1,60 @@
+"""The seconds of each part of an update, by Megatron's timers. They wait for the GPU: to measure, not to train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from megatron.core.timers import Timer
+from megatron.core.utils import get_model_config
+
+from megatron_opid.actor.head import PolicyHead
+from megatron_opid.actor.optimizer import Optimizer
+
+HEAD = "head"
+
+
+class PartTimers:
+    """Stands for Megatron's `timers`: gives the timer of each name that its code asks for."""
+
+    def __init__(self) -> None:
+        self._timers: dict[str, Timer] = {}
+
+    def __call__(self, name: str, log_level: int | None = None) -> Timer:
+        return self._timers.setdefault(name, Timer(name))
+
+    def parts_s(self) -> dict[str, float]:
+        """Seconds: forward (without the head), head (with its gradients, which its forward makes), backward, optimizer,
+        wait (for other pipeline stages and for the sum of gradients over ranks)."""
+        seconds = {name: timer.active_time() for name, timer in self._timers.items()}
+        head = seconds.get(HEAD, 0.0)
+        optimizer = sum(value for name, value in seconds.items() if name.startswith("optimizer-"))
+        waits = ("-send", "-recv", "-sync", "-all-reduce")
+        return {
+            "forward": seconds.get("forward-compute", 0.0) - head,
+            "head": head,
+            "backward": seconds.get("backward-compute", 0.0),
+            "optimizer": optimizer + seconds.get("params-all-gather", 0.0),
+            "wait": sum(value for name, value in seconds.items() if name.endswith(waits)),
+        }
+
+
+@contextmanager
+def timed_parts(chunks: Sequence[torch.nn.Module], optimizer: Optimizer) -> Iterator[PartTimers]:
+    """Inside, what the model and the optimizer do is timed."""
+    timers = PartTimers()
+    parts = getattr(optimizer.megatron, "chained_optimizers", [optimizer.megatron])
+    configs = [get_model_config(chunks[0]), *(part.config for part in parts)]
+    heads = [module for chunk in chunks for module in chunk.modules() if isinstance(module, PolicyHead)]
+    hooks = [head.register_forward_pre_hook(lambda *_: timers(HEAD).start()) for head in heads]
+    hooks += [head.register_forward_hook(lambda *_: timers(HEAD).stop()) for head in heads]
+    for config in configs:
+        config.timers = timers
+    try:
+        yield timers
+    finally:
+        for config in configs:
+            config.timers = None
+        for hook in hooks:
+            hook.remove()
