@@ -1,6 +1,6 @@
 """The main job on this machine: games, a small model, its cold start, OPID, and the export played by transformers.
 
-    python -m tools.demo [--dir runs/demo] [--seed 0] [--arm opid|grpo|shuffled]
+    python -m tools.demo [--env alfworld] [--dir runs/demo] [--seed 0] [--arm opid|grpo|shuffled]
 
 Every stage is a command that a user could type; it is printed, and skipped when its result is there already, so a
 killed demo goes on where it stopped.
@@ -19,12 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_opid.config import load
+from tools.demo_environments import ENVIRONMENTS, Command, DemoEnvironment
 
-# Nineteen object classes: every task type can be drawn from them, and a small model meets each often enough.
-OBJECTS = (
-    *("Apple", "Potato", "Tomato", "Egg", "Mug", "Cup", "Bowl", "Plate", "SoapBar", "Cloth", "ToiletPaper"),
-    *("Book", "CD", "CellPhone", "Pen", "KeyChain", "RemoteControl", "Laptop", "DeskLamp"),
-)
 ARMS = {
     "opid": [],
     "grpo": ["algorithm.name=grpo", "skills.analyzer=none"],
@@ -39,6 +35,11 @@ class Demo:
     root: Path
     seed: int
     arm: str
+    env: str = "alfworld"
+
+    @property
+    def environment(self) -> DemoEnvironment:
+        return ENVIRONMENTS[self.env]
 
     @property
     def games(self) -> Path:
@@ -79,33 +80,37 @@ def run_stage(title: str, module: str, arguments: Sequence[object], result: Path
     print(f"[{time.monotonic() - started_s:.0f} s]", flush=True)
 
 
+def run_command(number: str, command: Command, places: dict[str, object], result: Path) -> None:
+    """Run a command of the environment's table, with the demo's own places put in."""
+    arguments = [argument.format_map(places) for argument in command.arguments]
+    run_stage(f"{number}: {command.title}", command.module, arguments, result)
+
+
+def data_override(demo: Demo) -> list[str]:
+    """Where the games lie, as a configuration override; none for an environment that brings them along."""
+    return [f"env.data={demo.games}"] if demo.environment.games is not None else []
+
+
 def prepare(demo: Demo) -> None:
     """Games, demonstrations, the model with random weights, and its cold start."""
-    run_stage(
-        "1 of 6: generate household games in ALFWorld's format, each proven solvable",
-        "tools.make_alfworld_games",
-        ["--out", demo.games, "--seed", 0, "--train", 1500, "--difficulty", 0, "--objects", *OBJECTS],
-        demo.games / "json_2.1.1",
-    )
-    run_stage(
-        "2 of 6: demonstrations of an expert that errs, with hindsight skills",
-        "tools.make_alfworld_demonstrations",
-        ["--data", demo.games, "--out", demo.demonstrations, "--seed", demo.seed],
-        demo.demonstrations,
-    )
+    environment = demo.environment
+    places = {"games": demo.games, "seed": demo.seed, "demonstrations": demo.demonstrations}
+    if environment.games is not None:
+        run_command("1 of 6", environment.games, places, demo.games / environment.games_result)
+    run_command("2 of 6", environment.demonstrations, places, demo.demonstrations)
     run_stage(
         "3 of 6: a small Qwen3 with random weights and its own tokenizer",
         "tools.make_tiny_model",
-        ["--texts", demo.demonstrations, "--out", demo.initial_model, "--seed", demo.seed],
+        ["--texts", demo.demonstrations, "--out", demo.initial_model, "--seed", demo.seed, *environment.model],
         demo.initial_model,
     )
     run_stage(
         "4 of 6: cold start, supervised, on two Megatron ranks",
         "megatron_opid.sft",
         [
-            "experiment=demo_sft",
+            f"experiment={environment.experiment}_sft",
             f"actor.model={demo.initial_model}",
-            f"env.data={demo.games}",
+            *data_override(demo),
             f"sft.demonstrations={demo.demonstrations}",
             f"run.dir={demo.cold_start}",
             f"run.seed={demo.seed}",
@@ -120,9 +125,9 @@ def train(demo: Demo) -> None:
         f"5 of 6: train ({demo.arm}) on two Megatron ranks",
         "megatron_opid.train",
         [
-            "experiment=demo",
+            f"experiment={demo.environment.experiment}",
             f"actor.model={demo.cold_start / 'hf'}",
-            f"env.data={demo.games}",
+            *data_override(demo),
             f"run.dir={demo.training}",
             f"run.seed={demo.seed}",
             *ARMS[demo.arm],
@@ -132,15 +137,19 @@ def train(demo: Demo) -> None:
 
 
 def play_export(demo: Demo) -> None:
-    """The trained model, alone with transformers, in a game of a room that training never saw."""
-    config = load(["experiment=demo"])
+    """The trained model, alone with transformers, in a game that training never saw."""
+    config = load([f"experiment={demo.environment.experiment}", *data_override(demo)])
     run_stage(
-        "6 of 6: the export plays a game in an unseen room, by plain transformers",
+        f"6 of 6: the export plays {demo.environment.unseen_game}, by plain transformers",
         "tools.play",
         [
             demo.training / "hf",
-            "--data",
-            demo.games,
+            "--env",
+            config.env.name,
+            "--options",
+            json.dumps(config.env.package_options),
+            "--split",
+            demo.environment.unseen_split or config.env.validation_split,
             "--style",
             config.env.prompt_style,
             "--history",
@@ -158,7 +167,7 @@ def evaluate(demo: Demo) -> dict[float, tuple[float, float]]:
 
     At the validation temperature training has measured it; at the training temperature both models play here.
     """
-    rollout = load(["experiment=demo"]).rollout
+    rollout = load([f"experiment={demo.environment.experiment}"]).rollout
     lines = [json.loads(line) for line in (demo.training / "metrics.jsonl").read_text().splitlines()]
     validated = [line["validation/success_rate"] for line in lines if "validation/success_rate" in line]
     as_trained = [_success_as_trained(demo, run, rollout.temperature) for run in (demo.cold_start, demo.training)]
@@ -174,10 +183,12 @@ def _success_as_trained(demo: Demo, run: Path, temperature: float) -> float:
         f"{run.name} on the held-out games, sampled as in training",
         "megatron_opid.evaluate",
         [
-            "experiment=demo",
+            f"experiment={demo.environment.experiment}",
             f"actor.model={run / 'hf'}",
-            f"env.data={demo.games}",
+            *data_override(demo),
             f"rollout.validation_temperature={temperature}",
+            "--games",
+            load([f"experiment={demo.environment.experiment}"]).rollout.validation_tasks,
             "--json",
             result,
         ],
@@ -190,18 +201,21 @@ def _success_as_trained(demo: Demo, run: Path, temperature: float) -> float:
 def main(arguments: list[str] | None = None) -> int:
     """Run all stages; the exit code of the first that fails, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--env", choices=ENVIRONMENTS, default="alfworld")
+    parser.add_argument("--dir", type=Path, help="default: runs/demo, of other environments runs/demo_ENV")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--arm", choices=ARMS, default="opid")
     options = parser.parse_args(arguments)
-    demo = Demo(options.dir, options.seed, options.arm)
+    root = options.dir or Path("runs") / ENVIRONMENTS[options.env].experiment
+    demo = Demo(root, options.seed, options.arm, options.env)
     demo.root.mkdir(parents=True, exist_ok=True)
     started_s = time.monotonic()
     prepare(demo)
     train(demo)
     rates = evaluate(demo)
     play_export(demo)
-    print("\nsuccess on 128 held-out games     before   after")
+    num_games = load([f"experiment={demo.environment.experiment}"]).rollout.validation_tasks
+    print(f"\nsuccess on {num_games} held-out games     before   after")
     for temperature, (before, after) in rates.items():
         print(f"sampled at temperature {temperature:<10} {before:6.1%}  {after:6.1%}")
     print(f"report: {demo.training / 'report.html'}   Hugging Face export: {demo.training / 'hf'}")

@@ -18,14 +18,17 @@ class Expert(Protocol):
 
 
 def play(environment: Environment, task: Task, expert: Expert, max_steps: int) -> Trajectory:
-    """One episode of the expert; its steps hold texts only, no tokens. A step is valid if its action was offered."""
+    """One episode of the expert; its steps hold texts only, no tokens. A step is valid if its action was offered,
+    or if the environment does not list its actions."""
     start = environment.reset(task)
     observation, steps, won = start.observation, [], False
     for index in range(max_steps):
-        action = expert.act(PromptView(start.goal, (), index, observation.text, observation.admissible))
+        offered, affordances = observation.admissible, observation.affordances
+        action = expert.act(PromptView(start.goal, (), index, observation.text, offered, affordances))
         outcome = environment.step(action)
-        valid = is_admissible(action, observation.admissible)
-        steps.append(Step(observation.text, observation.admissible, (), (), (), "", action, valid, outcome.reward, 0))
+        valid = not offered or is_admissible(action, offered)
+        text, reward = observation.text, outcome.reward
+        steps.append(Step(text, offered, (), (), (), "", action, valid, reward, 0, affordances=affordances))
         observation, won = outcome.observation, outcome.done and outcome.won
         if outcome.done:
             break

@@ -1,6 +1,6 @@
-"""Plays one ALFWorld game with nothing but transformers' `generate` and the environment.
+"""Plays one game of any environment with nothing but transformers' `generate` and the environment.
 
-    python -m tools.play MODEL_DIR --data GAMES_DIR [--split valid_unseen] [--game 0] [--style compact] ...
+    python -m tools.play MODEL_DIR --env alfworld --options '{"data": "GAMES_DIR"}' [--split S] [--game 0] ...
 
 Shows that an exported model needs no part of the trainer.
 """
@@ -8,51 +8,53 @@ Shows that an exported model needs no part of the trainer.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from envs import alfworld
-from envs.base import PromptView, Task
+from envs.base import PromptView, Task, load
 
 
 def play(options: argparse.Namespace) -> bool:
     """Play to the end, printing every step; returns whether the game was won."""
     tokenizer = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(options.model, local_files_only=True)
-    environment = alfworld.make_environment({"engine": "native", "data": str(options.data)})
+    package = load(options.env)
+    environment = package.make_environment(options.options)
     torch.manual_seed(options.seed)
-    start = environment.reset(Task("alfworld", options.game, 0, options.split))
-    observation, history = start.observation, []
+    start = environment.reset(Task(options.env, options.game, 0, options.split))
+    observation, history, won = start.observation, [], False
     print(f"task: {start.goal}")
     for index in range(options.max_steps):
         shown = tuple(history[max(0, index - options.history) :])
-        view = PromptView(start.goal, shown, index, observation.text, observation.admissible)
-        message = [{"role": "user", "content": alfworld.render_prompt(view, style=options.style)}]
+        view = PromptView(start.goal, shown, index, observation.text, observation.admissible, observation.affordances)
+        message = [{"role": "user", "content": package.render_prompt(view, style=options.style)}]
         inputs = tokenizer.apply_chat_template(
             message, add_generation_prompt=True, return_tensors="pt", return_dict=True, enable_thinking=False
         )
         output = model.generate(**inputs, max_new_tokens=options.max_tokens, do_sample=True, temperature=0.4)
         response = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        action, _ = alfworld.project_action(response)
-        outcome = environment.step(action)
+        action, _ = package.project_action(response)
         print(f"\n{observation.text}\n> {action}")
+        outcome = environment.step(action)
         history.append((observation.text, action))
-        observation = outcome.observation
+        observation, won = outcome.observation, outcome.done and outcome.won
         if outcome.done:
             break
-    print(f"\n{observation.text}\n{'won' if outcome.won else 'not solved'} after {len(history)} steps")
+    print(f"\n{observation.text}\n{'won' if won else 'not solved'} after {len(history)} steps")
     environment.close()
-    return outcome.won
+    return won
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 whether the game was won or not."""
+    """The command line; 0 whether the game was won or not, 2 if it cannot be played."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--env", default="alfworld")
+    parser.add_argument("--options", type=json.loads, default={}, help="the environment's, JSON; its files: data")
     parser.add_argument("--split", default="valid_unseen")
     parser.add_argument("--game", type=int, default=0)
     parser.add_argument("--style", default="full")
@@ -60,7 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-steps", type=int, default=30)
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
-    play(parser.parse_args(arguments))
+    try:
+        play(parser.parse_args(arguments))
+    except ValueError as error:
+        print(f"tools.play: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
