@@ -1,0 +1,67 @@
+"""A person at the terminal, over a pipe."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tools import watch
+from tools.make_alfworld_games import make_games
+
+
+@pytest.fixture(scope="module")
+def alfworld_options(tmp_path_factory):
+    out = tmp_path_factory.mktemp("games")
+    make_games(out, seed=3, counts={"train": 6}, difficulty=0)
+    return json.dumps({"data": str(out)})
+
+
+def test_a_person_plays_over_a_pipe(alfworld_options):
+    command = [sys.executable, "-m", "tools.watch", "alfworld", "--options", alfworld_options, "--human"]
+    typed = "\ngo to nowhere\ninventory\nquit\n"
+    played = subprocess.run(command, input=typed, capture_output=True, text=True, check=False, timeout=120)
+    assert played.returncode == 0, played.stderr
+    assert "task: put" in played.stdout and "actions: " in played.stdout
+    assert "> go to nowhere\n\n--- 1\nNothing happens." in played.stdout
+    assert "=== not won after 2 steps, rewards 0" in played.stdout
+
+
+def test_the_expert_wins(alfworld_options, capsys):
+    won = [
+        watch.main(["alfworld", "--options", alfworld_options, "--task", str(task), "--expert"]) for task in range(6)
+    ]
+    assert won == [0] * 6
+    assert capsys.readouterr().out.count("=== won after") >= 5
+
+
+def test_chance_plays_every_step(alfworld_options, capsys):
+    assert watch.main(["alfworld", "--options", alfworld_options, "--random", "--max-steps", "7"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n> ") == 7 or "=== won" in printed
+
+
+@pytest.mark.java
+def test_sciworld_experts_and_chance_play_too(capsys):
+    options = json.dumps({"tasks": ["find-animal"]})
+    assert watch.main(["sciworld", "--options", options, "--expert"]) == 0
+    assert "> teleport to outside" in (printed := capsys.readouterr().out) and "=== won after 5 steps" in printed
+    assert watch.main(["sciworld", "--options", options, "--random", "--max-steps", "5"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["golf"], "env.name='golf' is not an environment"),
+        (["alfworld", "--options", '{"data": "/nowhere"}'], "there is no folder /nowhere"),
+        (["search", "--expert", "--options", '{"data": "/nowhere"}'], "/nowhere"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused(arguments, message, capsys):
+    assert watch.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_game_out_of_range_is_refused(alfworld_options, capsys):
+    assert watch.main(["alfworld", "--options", alfworld_options, "--task", "6"]) == 2
+    assert "train has the games 0 to 5" in capsys.readouterr().err
