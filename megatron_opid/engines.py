@@ -37,6 +37,8 @@ def engine_faults(config: Config, world_size: int) -> list[str]:
         faults.append(f"engine.sync=in_process cannot reach engine.name={engine.name}; set disk, nccl or ipc")
     if sync == "ipc" and engine.placement != "colocated":
         faults.append("engine.sync=ipc needs engine.placement=colocated: a handle is good on its own GPU only")
+    if sync == "ipc" and engine.name == "vllm" and engine.tensor_parallel > 1:
+        faults.append(f"engine.sync=ipc with vllm needs engine.tensor_parallel=1, it is {engine.tensor_parallel}")
     if sync == "nccl" and engine.placement == "colocated":
         faults.append("engine.sync=nccl needs engine.placement=disaggregated: NCCL refuses two ranks on one GPU")
     if engine.cpu_servers and engine.urls:
@@ -135,9 +137,18 @@ def make_sync(config: Config, engine: Engine, run: Run, *, rank: int) -> WeightS
 
             return NcclSync(engine, run, config.engine.verify_every, is_sender=is_sender, bucket_bytes=bucket_bytes)
         case "ipc":
+            from megatron_opid.exchange import all_gather_text
             from rollout.weight_sync.ipc import IpcSync
 
-            return IpcSync(engine, run, config.engine.verify_every, is_sender=is_sender, bucket_bytes=bucket_bytes)
+            return IpcSync(
+                engine,
+                run,
+                config.engine.verify_every,
+                is_sender=is_sender,
+                bucket_bytes=bucket_bytes,
+                all_gather=all_gather_text,
+                tensor_parallel=config.engine.tensor_parallel,
+            )
     raise ValueError(f"engine.sync={config.engine.sync!r} is unknown")
 
 

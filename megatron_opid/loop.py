@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -19,6 +20,7 @@ from megatron_opid.run import Run
 from megatron_opid.skills.routing import shuffle_skills
 from megatron_opid.step_statistics import mismatch_statistics, teacher_statistics
 from megatron_opid.tasks import TaskSchedule, validation_tasks
+from megatron_opid.watchdog import Watchdog
 
 
 def train(config: Config) -> int:
@@ -29,7 +31,9 @@ def train(config: Config) -> int:
         closing(_actor(config)) as actor,
         Rollout(config, rank=dist.get_rank(), num_ranks=dist.get_world_size()) as rollout,
         Run(config, actor, entry_point="train", rank=dist.get_rank()) as run,
+        closing(_watchdog(config, rollout)) as watchdog,
     ):
+        run.timer.on_phase = watchdog.enter
         rollout.push(actor.export(), version=run.start_step)
         if run.validates_after(BEFORE_TRAINING):
             rollout.validate(validation)
@@ -60,6 +64,10 @@ def train(config: Config) -> int:
                 run.keep(step, trajectories, token_scores(batch, learned.scores, learned.advantages, rollout.tokenizer))
         run.finish(rollout.tokenizer)
     return run.exit_code
+
+
+def _watchdog(config: Config, rollout: Rollout) -> Watchdog:
+    return Watchdog(Path(config.run.dir) / "watch", dist.get_rank(), config.run.hang_report_s, rollout.waiting)
 
 
 def _actor(config: Config) -> Actor:

@@ -116,20 +116,23 @@ class Timer:
     """Seconds per named phase: `with timer("score"): ...`, then `take()` gives {"score_s": ...} and starts anew.
 
     `synchronize` is called at both ends of a phase; on a GPU pass torch.cuda.synchronize, else kernels still running
-    are charged to the next phase.
+    are charged to the next phase. `on_phase` is told each phase that begins, and "after ..." when it ends.
     """
 
     def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
+        self.on_phase: Callable[[str], None] = lambda phase: None
         self._synchronize = synchronize
         self._seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         start_s = self._now_s()
+        self.on_phase(phase)
         try:
             yield
         finally:
             self._seconds[f"{phase}_s"] += self._now_s() - start_s
+            self.on_phase(f"after {phase}")
 
     def take(self) -> dict[str, float]:
         """Seconds of each phase since the last call; a phase entered twice has its sum."""

@@ -93,6 +93,10 @@ class Rollout:
         self._sync.push(named_tensors, version)
         all_gather_text("")  # no rank may ask a server before all of them have the weights
 
+    def waiting(self) -> list[str]:
+        """What episodes wait for at the moment, a line each; callable from any thread."""
+        return [*self._engine.waiting(), *self._worker.environments.waiting()]
+
     def close(self) -> None:
         """Stop environments, analyzer, engine, and the servers that this rank has started."""
         with ExitStack() as stack:

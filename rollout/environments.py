@@ -31,6 +31,10 @@ class EnvironmentPool(Protocol):
 
     def discard(self, environment: AsyncEnvironment) -> None: ...
 
+    def waiting(self) -> list[str]:
+        """The processes that episodes wait for at the moment, a line each; callable from any thread."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -72,6 +76,9 @@ class InlineEnvironments:
 
     def discard(self, environment: InlineEnvironment) -> None:
         environment.environment.close()
+
+    def waiting(self) -> list[str]:
+        return []
 
     def close(self) -> None:
         while self._free:

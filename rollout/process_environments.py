@@ -45,6 +45,11 @@ class EnvironmentProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def num_waiting(self) -> int:
+        """Calls that were not answered yet."""
+        return len(self._waiting)
+
     async def call(self, environment_id: int, method: str, argument: Any) -> Any:
         """What the environment's method returns.
 
@@ -163,6 +168,10 @@ class ProcessEnvironments:
     def discard(self, environment: ProcessEnvironment) -> None:
         environment.process.num_borrowed -= 1
         environment.process.drop(environment.environment_id)
+
+    def waiting(self) -> list[str]:
+        busy = [process for process in self.processes if process.num_waiting]
+        return [f"environment process {process.pid}: {process.num_waiting} calls" for process in busy]
 
     def close(self) -> None:
         for process in self.processes:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from rollout.line_encoder import LineEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,11 +32,12 @@ def encode_chat(
         raise ValueError(f"max_prompt_tokens={max_prompt_tokens} leaves no room for a prompt; set at least 1")
     if tokenizer.chat_template is None:
         raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; use an instruction-tuned model")
-    ids = tokenizer.apply_chat_template(
-        [dict(message) for message in messages],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-        enable_thinking=False,
+    text = tokenizer.apply_chat_template(
+        [dict(message) for message in messages], add_generation_prompt=True, tokenize=False, enable_thinking=False
     )
-    return tuple(ids[-max_prompt_tokens:])
+    return _line_encoder(tokenizer).encode(text)[-max_prompt_tokens:]
+
+
+@lru_cache(maxsize=4)
+def _line_encoder(tokenizer: PreTrainedTokenizerBase) -> LineEncoder:
+    return LineEncoder(tokenizer)

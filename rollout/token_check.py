@@ -46,12 +46,12 @@ def check_sample(step: Step, *, vocab_size: int, stop_token_ids: Sequence[int], 
         raise TokenMismatch(f"{sample}: {len(step.prompt_ids)} prompt and {len(ids)} response ids; both must be there")
     if len(ids) != len(step.response_logprobs):
         raise TokenMismatch(f"{sample}: {len(ids)} response ids but {len(step.response_logprobs)} log-probs")
-    outside = [token for token in (*step.prompt_ids, *ids) if not 0 <= token < vocab_size]
-    if outside:
-        raise TokenMismatch(f"{sample}: id {outside[0]} is outside the vocabulary of {vocab_size}")
-    wrong = [value for value in step.response_logprobs if not math.isfinite(value)]
-    if wrong:
-        raise TokenMismatch(f"{sample}: log-prob {wrong[0]} is not finite")
+    for token in (min(step.prompt_ids), min(ids), max(step.prompt_ids), max(ids)):
+        if not 0 <= token < vocab_size:
+            raise TokenMismatch(f"{sample}: id {token} is outside the vocabulary of {vocab_size}")
+    if not all(map(math.isfinite, step.response_logprobs)):
+        wrong = next(value for value in step.response_logprobs if not math.isfinite(value))
+        raise TokenMismatch(f"{sample}: log-prob {wrong} is not finite")
     early = [position for position, token in enumerate(ids[:-1]) if token in stop_token_ids]
     if early:
         raise TokenMismatch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from envs.base import PromptView, Task
 
@@ -81,7 +81,11 @@ def recent(steps: Sequence[Step], length: int) -> tuple[tuple[str, str], ...]:
 
 def to_json(trajectory: Trajectory) -> str:
     """One line of JSON."""
-    return json.dumps(asdict(trajectory), ensure_ascii=False, separators=(",", ":"))
+    # Not dataclasses.asdict: it copies every token id and log-prob one by one, which costs more than all the rest.
+    fields = {**vars(trajectory), "task": vars(trajectory.task), "steps": [vars(step) for step in trajectory.steps]}
+    if trajectory.skills is not None:
+        fields["skills"] = vars(trajectory.skills)
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
 
 def from_json(line: str) -> Trajectory:

@@ -108,6 +108,8 @@ class HttpEngine(ABC):
                 await self.generate([PROBE_TOKEN], sampling, session="probe")
         except TimeoutError:
             raise EngineFault("hanging", f"{self.url} did not generate one token within {timeout_s:.0f} s") from None
+        except ValueError as error:
+            raise EngineFault("refused", str(error)) from error
 
     async def verify_version(self) -> None:
         """Raise a `stale` EngineFault unless the server holds the weights of `expected_version`."""

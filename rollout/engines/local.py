@@ -106,6 +106,9 @@ class LocalEngine:
         """Nothing happens to it that its requests do not tell."""
         return {}
 
+    def waiting(self) -> list[str]:
+        return [f"the local engine: {len(self._batch.requests)} requests run, {len(self._waiting)} wait"]
+
     async def close(self) -> None:
         """Refuse every later request, after those that run are finished."""
         await self.pause()

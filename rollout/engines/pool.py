@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # An engine may hold this much more than its even share before a session leaves it (consistent hashing, bounded loads).
 LOAD_FACTOR = 1.25
-# A request that fails at this many engines is given up: it might be what kills them.
+# A request that has failed this often is given up: it might be what kills its engines.
 MAX_ATTEMPTS = 4
 # What "slow" is measured against: so many answers of the other engines, the 90th percentile of their times.
 SLOW_QUANTILE, MIN_DURATIONS = 0.9, 8
@@ -90,23 +90,25 @@ class EnginePool:
         """Sample one response on the session's engine, or on another if that fails.
 
         Raises:
-            EngineError: the request failed at four engines, or no engine served for `recovery_timeout_s`.
+            EngineError: the request failed four times, or no engine served for `recovery_timeout_s`.
             ValueError: the request cannot be run by any engine.
         """
         self._watch()
-        for _ in range(MAX_ATTEMPTS):
+        faults: list[EngineFault] = []
+        while len(faults) < MAX_ATTEMPTS:
             member = await self._choose(session)
             try:
                 generation = await member.run(member.engine.generate(prompt_ids, sampling, session=session))
-            except EngineFault as fault:
-                self._events.fault(fault.kind) if fault.kind == "aborted" else self._take_out(member, fault)
-                last = fault
-            else:
                 if generation is not None:
                     return generation
-                last = member.fault
+            except EngineFault as fault:
+                faults.append(fault)
+                if fault.kind == "aborted":
+                    self._events.fault(fault.kind)
+                else:
+                    self._take_out(member, fault)
             self._events.moved()
-        raise EngineError(f"a request failed at {MAX_ATTEMPTS} engines, last: {last}")
+        raise EngineError(f"a request failed {MAX_ATTEMPTS} times, last: {faults[-1]}")
 
     async def update(self, load: GiveWeights, version: int) -> None:
         """Have every engine that serves take the weights of `version` by `load`; those that fail are taken out.
@@ -129,6 +131,36 @@ class EnginePool:
                 member.recovery = asyncio.create_task(self._recover(member))
         if not self._serving():
             await self._wait_for_return(f"no engine took the weights of version {version}")
+
+    async def reachable(self) -> tuple[HttpEngine, ...]:
+        """All engines that answer now, also of those that are out; nothing is mended until `admit`.
+
+        Raises:
+            EngineError: none answers.
+        """
+        await self._stop_watching()
+        for member in self._members:
+            await cancel(member.recovery)
+            member.recovery = None
+        health = (member.engine.health() for member in self._members)
+        results = await asyncio.gather(*health, return_exceptions=True)
+        pairs = list(zip(self._members, results, strict=True))
+        if not any(result is None for _, result in pairs):
+            raise EngineError(f"no engine answers: {'; '.join(str(result) for _, result in pairs)}")
+        return tuple(member.engine for member, result in pairs if result is None)
+
+    def admit(self, engines: Sequence[HttpEngine], version: int) -> None:
+        """These engines have the weights of `version` and serve; the others are taken out, or stay out."""
+        self.expect(version)
+        for member in self._members:
+            member.num_faults = 0
+            if member.engine in engines:
+                if member.fault is not None:
+                    self._return(member)
+            elif member.fault is None:
+                self._take_out(member, EngineFault("dead", f"{member.engine.url} did not answer"))
+            else:
+                member.recovery = asyncio.create_task(self._recover(member))
 
     def expect(self, version: int) -> None:
         """From now on only answers under the weights of `version` count (who synced them is of no importance)."""
@@ -174,7 +206,7 @@ class EnginePool:
         return values
 
     def waiting(self) -> list[str]:
-        """What is waited for now, one line per engine: for the watchdog."""
+        """What each engine works on or why it is out, a line per engine; callable from any thread."""
         return [member.describe() for member in self._members]
 
     def _serving(self) -> list[PoolMember]:
@@ -233,6 +265,9 @@ class EnginePool:
             except EngineError as error:
                 logger.warning("engine %s cannot be restarted: %s", member.engine.url, error)
                 member.fault = EngineFault("dead", str(error))
+        self._return(member)
+
+    def _return(self, member: PoolMember) -> None:
         logger.warning("engine %s serves again", member.engine.url)
         self._events.returned(member.engine.url)
         member.durations_s.clear()

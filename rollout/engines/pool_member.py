@@ -35,7 +35,7 @@ class PoolMember:
     @property
     def oldest_s(self) -> float:
         """How long the oldest request has been running."""
-        return time.monotonic() - min(self.requests.values(), default=time.monotonic())
+        return time.monotonic() - min(tuple(self.requests.values()), default=time.monotonic())
 
     async def run(self, request: Coroutine[Any, Any, Generation]) -> Generation | None:
         """The request's answer; None if it was cancelled because the engine was taken out."""

@@ -48,7 +48,7 @@ class SglangEngine(HttpEngine):
             "model_path": str(directory),
             "load_format": "auto",
             "weight_version": str(version),
-            "flush_cache": not self.is_asleep,
+            "flush_cache": False,  # at the end, once
         }
         await self.post_update("/update_weights_from_disk", body)
         await self.end_update(version)
@@ -66,7 +66,7 @@ class SglangEngine(HttpEngine):
         if self.is_asleep:
             await self._memory("resume", ["kv_cache"])
             self.is_asleep = False
-            await self._control_text("/flush_cache")
+        await self._control_text("/flush_cache")  # prefixes that the old weights computed
         await self._set_version(str(version))
         await self.resume()
 

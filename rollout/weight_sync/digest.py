@@ -23,13 +23,24 @@ def digest(tensor: Tensor) -> int:
     single changed element changes the sum, and so does an exchange of unequal ones (up to chance). It guards against
     faults, not against an attacker.
     """
-    flat = tensor.detach().contiguous().view(-1).view(_INTEGER_VIEW[tensor.element_size()])
-    total = _header(tensor)
+    flat = tensor.detach().contiguous().view(-1)
+    total = header(tensor.dtype, tuple(tensor.shape))
     for start in range(0, flat.numel(), _CHUNK_ELEMENTS):
-        chunk = flat[start : start + _CHUNK_ELEMENTS].to(torch.int64)
-        index = torch.arange(start, start + chunk.numel(), device=flat.device)
-        total += int((chunk * _weights(index)).sum())
+        chunk = flat[start : start + _CHUNK_ELEMENTS]
+        total += weighted_sum(chunk, torch.arange(start, start + chunk.numel(), device=flat.device))
     return total % 2**64
+
+
+def weighted_sum(elements: Tensor, positions: Tensor) -> int:
+    """What `elements` [n] at `positions` int64 [n] of a flattened tensor add to its digest, before the modulus."""
+    bits = elements.contiguous().view(_INTEGER_VIEW[elements.element_size()]).to(torch.int64)
+    return int((bits * _weights(positions)).sum())
+
+
+def header(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    """What a tensor's dtype and shape add to its digest."""
+    text = f"{dtype}{tuple(shape)}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def compare(sent: Mapping[str, int], held: Mapping[str, int]) -> None:
@@ -47,8 +58,3 @@ def _weights(index: Tensor) -> Tensor:
     mixed = (index + 1) * -0x61C8864680B583EB
     mixed = (mixed ^ (mixed >> 31)) * -0x40A7B892E31B1A47
     return (mixed ^ (mixed >> 29)) | 1
-
-
-def _header(tensor: Tensor) -> int:
-    text = f"{tensor.dtype}{tuple(tensor.shape)}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,165 @@
+"""Weight sync on the same GPUs: servers read the trainer's buckets through handles of its device memory."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rollout.engines.base import EngineError
+from rollout.engines.http import HttpEngine
+from rollout.engines.pool import EnginePool
+from rollout.weight_sync.bucket import Bucket, buckets
+from rollout.weight_sync.servers import Run, ServerSync
+
+# Every rank's text, in rank order, on every rank; a barrier, too.
+AllGather = Callable[[str], list[str]]
+NUM_BUFFERS = 2
+
+
+class IpcSync(ServerSync):
+    """Every rank packs the same full tensors into buffers on its own GPU, and hands the server there a handle.
+
+    A bucket is packed while the servers load the one before: two buffers of `bucket_bytes` per GPU, which a larger
+    tensor may not exceed. Server i has the GPUs of the local ranks i·TP … i·TP + TP − 1. Handles are pickles, as both
+    servers want them; they go to loopback only, and nothing here unpickles one.
+
+    Args:
+        all_gather: over the ranks of this machine.
+        tensor_parallel: of each server; 1 for vLLM, whose handles of several GPUs would have to be merged.
+    """
+
+    def __init__(
+        self,
+        pool: EnginePool,
+        run: Run,
+        verify_every: int,
+        *,
+        is_sender: bool,
+        bucket_bytes: int,
+        all_gather: AllGather,
+        tensor_parallel: int,
+    ):
+        super().__init__(pool, run, verify_every, is_sender=is_sender)
+        self._bucket_bytes = bucket_bytes
+        self._all_gather = all_gather
+        self._tensor_parallel = tensor_parallel
+
+    def transfer(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
+        with ThreadPoolExecutor(1, "weight_sync") as thread:
+            engines = self._run(self._pool.reachable())
+            self._all(engines, lambda engine: _begin(engine))
+            loading: list[Future[None]] = []
+
+            def load(bucket: Bucket, handles: Sequence[str]) -> None:
+                size = self._tensor_parallel
+                parts = {engine.url: handles[i * size : (i + 1) * size] for i, engine in enumerate(engines)}
+                self._all(engines, lambda engine: _load(engine, bucket, parts[engine.url]))
+
+            def wait(number: int) -> None:
+                if 0 <= number < len(loading):
+                    loading[number].result()
+
+            self._pack(named_tensors, wait, lambda *parts: loading.append(thread.submit(load, *parts)))
+            self._all(engines, lambda engine: _end(engine, version))
+            self._pool.admit(engines, version)
+
+    def follow(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
+        self._pack(named_tensors, lambda number: None, lambda *parts: None)
+        self._pool.expect(version)
+
+    def _pack(
+        self,
+        named_tensors: Iterator[tuple[str, Tensor]],
+        wait: Callable[[int], None],
+        send: Callable[[Bucket, list[str]], None],
+    ) -> None:
+        """Fill the two buffers in turn: on every rank alike, so that every rank makes the same number of gathers."""
+        buffers: list[Tensor] = []
+        number = 0
+
+        def take_buffer(num_bytes: int, device: torch.device) -> Tensor:
+            if num_bytes > self._bucket_bytes:
+                raise ValueError(f"a tensor of {num_bytes} bytes does not fit engine.bucket_mib; set that higher")
+            wait(number - NUM_BUFFERS)  # the servers have read what is in this buffer
+            self._all_gather("")
+            if len(buffers) < NUM_BUFFERS:
+                buffers.append(torch.empty(self._bucket_bytes, dtype=torch.uint8, device=device))
+            return buffers[number % NUM_BUFFERS]
+
+        for bucket in buckets(named_tensors, self._bucket_bytes, take_buffer):
+            torch.cuda.synchronize()
+            send(bucket, self._all_gather(_handle(bucket, self._pool.engines[0].dialect)))
+            number += 1
+        for last in range(number - NUM_BUFFERS, number):
+            wait(last)
+        self._all_gather("")
+        torch.cuda.ipc_collect()
+
+    def _all(self, engines: Sequence[HttpEngine], call: Callable[[HttpEngine], Any]) -> None:
+        async def gather() -> None:
+            await asyncio.gather(*(call(engine) for engine in engines))
+
+        try:
+            self._run(gather())
+        except EngineError as error:
+            raise EngineError(f"the servers' weights are incomplete, restart them: {error}") from error
+
+
+async def _begin(engine: HttpEngine) -> None:
+    await engine.begin_update()
+    if engine.dialect == "vllm":
+        await engine.post_update("/init_weight_transfer_engine", {"init_info": {}})
+        await engine.post_update("/start_weight_update", {})
+
+
+async def _load(engine: HttpEngine, bucket: Bucket, handles: Sequence[str]) -> None:
+    if engine.dialect == "vllm":
+        info = {
+            "names": bucket.names,
+            "dtype_names": bucket.dtypes,
+            "shapes": bucket.shapes,
+            "tensor_sizes": bucket.sizes,
+            "packed": True,
+            "ipc_handles_pickled": handles[0],
+        }
+        await engine.post_update("/update_weights", {"update_info": info})
+    else:
+        body = {"serialized_named_tensors": list(handles), "load_format": "flattened_bucket", "flush_cache": False}
+        await engine.post_update("/update_weights_from_tensor", body)
+
+
+async def _end(engine: HttpEngine, version: int) -> None:
+    if engine.dialect == "vllm":
+        await engine.post_update("/finish_weight_update", {})
+    await engine.end_update(version)
+
+
+def _handle(bucket: Bucket, dialect: str) -> str:
+    """How a server on this GPU finds the bucket: base64 of the pickle that it expects."""
+    if dialect == "vllm":
+        from torch.multiprocessing.reductions import reduce_tensor
+
+        _, arguments = reduce_tensor(bucket.buffer)
+        uuid = str(torch.cuda.get_device_properties(bucket.buffer.device).uuid)
+        return base64.b64encode(pickle.dumps({uuid: arguments})).decode()
+    from sglang.srt.utils import MultiprocessingSerializer
+    from sglang.srt.utils.patch_torch import monkey_patch_torch_reductions
+    from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorMetadata
+
+    monkey_patch_torch_reductions()
+    ends = [sum(bucket.sizes[: index + 1]) for index in range(len(bucket.sizes))]
+    metadata = [
+        FlattenedTensorMetadata(name, torch.Size(shape), getattr(torch, dtype), end - size, end, size)
+        for name, shape, dtype, end, size in zip(
+            bucket.names, bucket.shapes, bucket.dtypes, ends, bucket.sizes, strict=True
+        )
+    ]
+    content = {"flattened_tensor": bucket.data, "metadata": metadata}
+    return MultiprocessingSerializer.serialize(content, output_str=True)

@@ -1,0 +1,120 @@
+"""Weight sync by NCCL: the trainer's rank 0 broadcasts buckets to all ranks of all servers, which have other GPUs."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import socket
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from rollout.engines.base import EngineError
+from rollout.engines.http import HttpEngine
+from rollout.engines.pool import EnginePool
+from rollout.weight_sync.bucket import Bucket, buckets
+from rollout.weight_sync.groups import Group, join, leave, open_group, receive
+from rollout.weight_sync.servers import Run, ServerSync
+
+
+class NcclSync(ServerSync):
+    """While one bucket is sent the next is gathered; at most three are in memory: in transit, waiting, in the making.
+
+    All servers that answer form one group with this rank. A server that fails during a transfer leaves the others in
+    a broadcast that cannot end, with weights of which nobody knows how many are new: the run stops, and the same
+    command, with the servers restarted, resumes it. A server that was restarted between two pushes is in the next
+    push's group again.
+    """
+
+    def __init__(self, pool: EnginePool, run: Run, verify_every: int, *, is_sender: bool, bucket_bytes: int):
+        super().__init__(pool, run, verify_every, is_sender=is_sender)
+        self._bucket_bytes = bucket_bytes
+        self._group: Group | None = None
+        self._members: frozenset[str] = frozenset()
+
+    def transfer(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
+        # The event loop runs in the thread; this one gathers, which is a collective of the trainer's ranks.
+        waiting: queue.Queue[Bucket | None] = queue.Queue(maxsize=1)
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        with ThreadPoolExecutor(1, "weight_sync") as thread:
+            sending = thread.submit(self._send_all, waiting, version, device)
+            try:
+                for bucket in buckets(named_tensors, self._bucket_bytes):
+                    if bucket.buffer.is_cuda:
+                        torch.cuda.current_stream().synchronize()  # the sender reads on a stream of its own
+                    _hand_over(waiting, bucket, sending)
+            finally:
+                _hand_over(waiting, None, sending)
+            sending.result()
+
+    def _send_all(self, waiting: queue.Queue[Bucket | None], version: int, device: int | None) -> None:
+        if device is not None:
+            torch.cuda.set_device(device)
+        self._run(self._send(waiting, version))
+
+    async def _send(self, waiting: queue.Queue[Bucket | None], version: int) -> None:
+        engines = await self._pool.reachable()
+        try:
+            held = await asyncio.gather(*(engine.held_version() for engine in engines))
+            expected = [engine.expected_version for engine in engines]
+            await asyncio.gather(*(engine.begin_update() for engine in engines))
+            await self._join(engines, held == expected and None not in held)
+            await _each(engines, "vllm", "/start_weight_update")
+            while (bucket := await asyncio.to_thread(waiting.get)) is not None:
+                parts = (bucket.names, bucket.dtypes, bucket.shapes, len(bucket.data))
+                async with asyncio.TaskGroup() as tasks:
+                    for engine in engines:
+                        tasks.create_task(receive(engine, *parts))
+                    tasks.create_task(asyncio.to_thread(self._group.broadcast, bucket.data))
+            await _each(engines, "vllm", "/finish_weight_update")
+            await asyncio.gather(*(engine.end_update(version) for engine in engines))
+        except (EngineError, ExceptionGroup) as error:
+            self._members = frozenset()
+            reason = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+            raise EngineError(f"weights of version {version} were not taken by all servers: {reason}") from error
+        self._pool.admit(engines, version)
+
+    async def _join(self, engines: tuple[HttpEngine, ...], all_known: bool) -> None:
+        """Form the group anew if other servers are to be in it, or if one does not have the weights of the last push:
+        its process is another one then."""
+        members = frozenset(engine.url for engine in engines)
+        if all_known and members == self._members:
+            return
+        if self._group is not None:
+            await asyncio.gather(*(leave(engine) for engine in engines))
+            await asyncio.to_thread(self._group.close)
+        sizes = [await engine.world_size() for engine in engines]
+        address, port = _own_address(), _free_port()
+        world_size = 1 + sum(sizes)
+        offsets = [1 + sum(sizes[:index]) for index in range(len(sizes))]
+        *_, self._group = await asyncio.gather(
+            *(join(engine, address, port, offset, world_size) for engine, offset in zip(engines, offsets, strict=True)),
+            asyncio.to_thread(open_group, engines[0].dialect, address, port, world_size),
+        )
+        self._members = members
+
+
+async def _each(engines: tuple[HttpEngine, ...], dialect: str, route: str) -> None:
+    await asyncio.gather(*(engine.post_update(route, {}) for engine in engines if engine.dialect == dialect))
+
+
+def _hand_over(waiting: queue.Queue[Bucket | None], bucket: Bucket | None, sending: Future[None]) -> None:
+    """Wait until the sender takes the bucket, or has failed."""
+    while not sending.done():
+        try:
+            waiting.put(bucket, timeout=0.2)
+            return
+        except queue.Full:
+            continue
+
+
+def _own_address() -> str:
+    return socket.gethostbyname(socket.gethostname())
+
+
+def _free_port() -> int:
+    with socket.socket() as holder:
+        holder.bind(("", 0))
+        return holder.getsockname()[1]

@@ -1,0 +1,111 @@
+"""Weight sync from disk into real servers of both dialects, and what happens when it goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rollout.engines.base import EngineError
+from rollout.engines.pool import EnginePool, PoolSettings
+from rollout.weight_sync.digest import DigestMismatch
+from rollout.weight_sync.disk import DiskSync
+from tests.rollout.engines.conftest import Farm
+from tests.rollout.tiny import make_model
+
+KIB = 1024
+
+
+class Loop:
+    """A pool's own event loop, a sync on it, and its directory."""
+
+    def __init__(self, farm: Farm, dialect: str, directory, *, is_sender: bool = True, bucket_bytes: int = 64 * KIB):
+        self.runner = asyncio.Runner()
+        engines = [farm.engine(dialect, index) for index in range(len(farm.urls(dialect)))]
+        self.pool = EnginePool(engines, PoolSettings(recovery_timeout_s=1.0))
+        self.sync = DiskSync(
+            self.pool,
+            self.runner.run,
+            verify_every=1,
+            is_sender=is_sender,
+            directory=directory,
+            source=farm.models[0],
+            bucket_bytes=bucket_bytes,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.runner.run(self.pool.close())
+        self.runner.close()
+
+    def held(self) -> list[int | None]:
+        async def ask():
+            return [await engine.held_version() for engine in self.pool.engines]
+
+        return self.runner.run(ask())
+
+
+def weights(seed: int):
+    return ((name, tensor.detach()) for name, tensor in make_model(seed).named_parameters())
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_a_push_reaches_every_server_in_buckets_and_leaves_one_version(farm: Farm, dialect: str, tmp_path):
+    with Loop(farm, dialect, tmp_path / "weights") as loop:
+        for version in (5, 6):
+            report = loop.sync.push(weights(1), version)
+        assert report.verified and report.num_bytes == sum(4 * p.numel() for p in make_model(1).parameters())
+        assert loop.held() == [6] * len(farm.urls(dialect))
+        assert {engine.expected_version for engine in loop.pool.engines} == {6}
+    (directory,) = (tmp_path / "weights").iterdir()
+    assert directory.name == "version_6" and (directory / "config.json").is_file()
+    shards = sorted(directory.glob("*.safetensors"))
+    assert len(shards) > 2 and set(json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"])
+    held = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+    assert all(torch.equal(held[name], tensor) for name, tensor in weights(1))
+
+
+def test_the_other_ranks_follow_and_expect_the_version(farm: Farm, tmp_path):
+    with Loop(farm, "vllm", tmp_path, is_sender=False) as loop:
+        stream = weights(1)
+        report = loop.sync.push(stream, 9)
+        assert next(stream, None) is None and not report.verified
+        assert {engine.expected_version for engine in loop.pool.engines} == {9}
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_sender_that_fails_leaves_nobody_waiting_and_no_half_version(farm: Farm, tmp_path):
+    """Gathering a tensor is a collective of all ranks: the failed sender takes part to the end."""
+    taken = []
+
+    def watched():
+        for name, tensor in weights(1):
+            taken.append(name)
+            yield name, tensor if len(taken) != 3 else "no tensor"
+
+    with Loop(farm, "vllm", tmp_path / "weights") as loop, pytest.raises(AttributeError):
+        loop.sync.push(watched(), 5)
+    assert len(taken) == len(list(make_model(1).named_parameters()))
+    assert not [path for path in (tmp_path / "weights").iterdir() if not path.name.endswith(".tmp")]
+
+
+def test_weights_that_no_server_takes_stop_the_run(farm: Farm, tmp_path):
+    with Loop(farm, "vllm", tmp_path / "weights") as loop:
+        tensors = [(name, t[:1] if name == "model.norm.weight" else t) for name, t in weights(1)]
+        with pytest.raises(EngineError, match=r"no engine took the weights of version 5.*model\.norm\.weight"):
+            loop.sync.push(tensors, 5)
+
+
+def test_a_server_with_other_weights_is_found_out(farm: Farm, tmp_path):
+    """One server loads something else under the same version, as a stale cache of a file system would have it."""
+    with Loop(farm, "vllm", tmp_path / "weights") as loop:
+        engine = loop.pool.engines[1]
+        load = engine.load_from_disk
+        engine.load_from_disk = lambda directory, version: load(farm.models[0], version)
+        with pytest.raises(DigestMismatch, match="embed_tokens"):
+            loop.sync.push(weights(1), 5)

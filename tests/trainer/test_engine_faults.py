@@ -1,0 +1,124 @@
+"""Which engine configurations are refused before anything starts, all faults at once; servers are asked for real."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from megatron_opid.config import load
+from megatron_opid.engines import engine_faults, sync_name
+
+SHAPE = {
+    "vocab_size": 600,
+    "hidden_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def faults(*overrides: str) -> list[str]:
+    return engine_faults(load(list(overrides)), 2)
+
+
+@contextmanager
+def server(answers: dict[str, tuple[int, object]]) -> Iterator[str]:
+    """A server on loopback that answers routes as given, with 404 otherwise; its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            length = int(self.headers.get("Content-Length", 0))
+            self.rfile.read(length)
+            status, answer = answers.get(self.path, (404, {}))
+            body = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{http.server_address[1]}"
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
+def vllm_answers(model: Path) -> dict[str, tuple[int, object]]:
+    return {
+        "/v1/models": (200, {"data": [{"id": "policy", "root": str(model)}]}),
+        "/is_paused": (200, {"is_paused": False}),
+        "/collective_rpc": (200, {"results": [{"version": None}]}),
+    }
+
+
+def write_config(directory: Path, **changes: int) -> Path:
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(SHAPE | changes))
+    return directory
+
+
+def test_the_local_engine_and_the_cpu_servers_need_nothing():
+    assert faults() == []
+    assert faults("engine.name=vllm", "engine.cpu_servers=true") == []
+    config = load(["engine.name=sglang", "engine.cpu_servers=true"])
+    assert (sync_name(config.engine), sync_name(load([]).engine)) == ("disk", "in_process")
+
+
+@pytest.mark.parametrize(
+    "overrides, messages",
+    [
+        (["engine.urls=[http://h:1]"], ["needs engine.name=vllm or sglang"]),
+        (["engine.sync=disk", "engine.cpu_servers=true"], ["engine.sync=disk needs", "engine.cpu_servers=true needs"]),
+        (["engine.name=vllm", "engine.urls=[h:1]"], ["is no server's address"]),
+        (["engine.name=vllm", "engine.urls=[http://a:b@h:1]"], ["credentials"]),
+        (["engine.name=vllm", "engine.urls=[http://h:1,http://h:1]"], ["names a server twice"]),
+        (["engine.name=vllm", "engine.cpu_servers=true", "engine.sync=in_process"], ["cannot reach"]),
+        (["engine.name=vllm", "engine.cpu_servers=true", "engine.sync=nccl"], ["has engine.sync=disk"]),
+        (["engine.name=vllm", "engine.urls=[http://h:1]", "engine.sync=ipc"], ["engine.placement=colocated"]),
+        (
+            ["engine.name=vllm", "engine.urls=[http://h:1]", "engine.sync=nccl", "engine.placement=colocated"],
+            ["engine.placement=disaggregated"],
+        ),
+        (["engine.name=sglang", "engine.num_servers=64", "engine.tensor_parallel=8"], ["need 512 GPUs"]),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(overrides: list[str], messages: list[str]):
+    found = faults(*overrides)
+    assert len(found) == len(messages)
+    assert all(message in fault for message, fault in zip(messages, found, strict=True))
+
+
+def test_every_given_server_is_asked(tmp_path: Path):
+    """One is not there, one speaks another dialect, one wants a key, one serves another model, one is right."""
+    ours, other = write_config(tmp_path / "ours"), write_config(tmp_path / "other", vocab_size=700)
+    locked = {"/v1/models": (401, {"error": "Unauthorized"})}
+    with (
+        server({"/model_info": (200, {})}) as sglang,
+        server(locked) as closed,
+        server(vllm_answers(other)) as wrong,
+        server(vllm_answers(ours)) as right,
+    ):
+        urls = ["http://127.0.0.1:9", sglang, closed, wrong, right]
+        found = faults("engine.name=vllm", f"engine.urls=[{','.join(urls)}]", f"actor.model={ours}")
+    assert [url for fault in found for url in urls if url in fault] == urls[:4]
+    for fault, message in zip(
+        found,
+        ["start the server", "would (rollout/engines/commands.py", "ROLLOUT_ENGINE_API_KEY", "vocab_size=700"],
+        strict=True,
+    ):
+        assert message in fault

@@ -1,0 +1,278 @@
+"""How well a rollout uses its engines: `python -m tools.bench_rollout [--episodes 128] [--max-steps 30] [--json FILE]`
+
+Plays the same episodes of native ALFWorld against servers in four ways, all in one run: as training does it, each
+episode going on by itself; in lock step, no episode's next turn before every episode's last one is answered; and as
+training does it with an analyzer endpoint that takes `--analyzer-s` per episode. The fourth is the first again, so that
+the machine's own wandering shows. Without `--model` a tiny one with random weights is made and served by our CPU
+server; `--gpus 1 --model DIR` serves a real one with vLLM or SGLang.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from envs import alfworld
+from envs.base import PromptView, Task
+from megatron_opid.skills.chat_analyzer import ChatAnalyzer
+from megatron_opid.skills.endpoint import Endpoint
+from megatron_opid.skills.openai_analyzer import EndpointModel
+from rollout.agent_loop import EpisodeSettings
+from rollout.engines.base import Engine, Generation, Sampling
+from rollout.engines.commands import ServerSettings
+from rollout.engines.http import HttpEngine
+from rollout.engines.launch import Launcher
+from rollout.engines.pool import EnginePool, PoolSettings
+from rollout.engines.prometheus import counter_total
+from rollout.engines.sglang import SglangEngine
+from rollout.engines.vllm import VllmEngine
+from rollout.trajectory import Trajectory
+from rollout.worker import RolloutWorker
+from tools import make_alfworld_games, make_tiny_model
+
+CLIENTS = {"vllm": VllmEngine, "sglang": SglangEngine}
+SKILLS = '{"summary": "s", "episode_skill": "open it .", "step_skills": [{"step": 1, "skill": "turn left ."}]}'
+
+
+class LockStep:
+    """An Engine that answers nobody before every episode that still plays has asked."""
+
+    def __init__(self, engine: Engine, num_episodes: int):
+        self._engine = engine
+        self._num_playing = num_episodes
+        self._num_waiting = 0
+        self._turn = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, *, session: str) -> Generation:
+        generation = await self._engine.generate(prompt_ids, sampling, session=session)
+        self._num_waiting += 1
+        turn = self._turn
+        self._release()
+        await turn.wait()
+        return generation
+
+    def leave(self) -> None:
+        """An episode has ended."""
+        self._num_playing -= 1
+        self._release()
+
+    def _release(self) -> None:
+        if self._num_waiting == self._num_playing:
+            self._num_waiting = 0
+            self._turn.set()
+            self._turn = asyncio.Event()
+
+
+def make_world(work: Path, model: Path | None) -> tuple[Path, Path]:
+    """Games, and a model directory: the given one, or a tiny one with random weights."""
+    games = work / "games"
+    counts = ["--train", "64", "--valid-seen", "1", "--valid-unseen", "1"]
+    make_alfworld_games.main(["--out", str(games), *counts, "--difficulty", "1"])
+    if model is None:
+        model = work / "model"
+        _tiny_model(games, work / "texts.jsonl", model)
+    return games, model
+
+
+def server_counters(urls: Sequence[str]) -> dict[str, float]:
+    """Busy seconds and sampled tokens, added up over our CPU servers; other servers tell no busy seconds."""
+    import httpx
+
+    pages = [httpx.get(f"{url}/metrics", trust_env=False).text for url in urls]
+    return {
+        "busy_s": sum(counter_total(page, "rollout:busy_seconds_total") for page in pages),
+        "tokens": sum(counter_total(page, "vllm:generation_tokens_total") for page in pages),
+    }
+
+
+@asynccontextmanager
+async def slow_analyzer(latency_s: float):
+    """An OpenAI-compatible endpoint on loopback that takes `latency_s`, and the project's analyzer on it."""
+
+    message = {"role": "assistant", "content": SKILLS}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    completion = {"id": "c", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+    body = json.dumps(completion).encode()
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while lines := (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n"):
+                (size,) = (int(line[15:]) for line in lines if line.startswith(b"content-length:"))
+                await reader.readexactly(size)
+                await asyncio.sleep(latency_s)
+                writer.write(head.encode() + body)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionResetError):
+            writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", "m", "none")
+    model = EndpointModel(endpoint, concurrency=128, timeout_s=120, max_completion_tokens=64)
+    analyzer = ChatAnalyzer(model, 5, 1.0)
+    try:
+        yield analyzer
+    finally:
+        await analyzer.close()
+        server.close()
+
+
+class Bench:
+    """Servers that hold the model, a worker on them, and the ways to play."""
+
+    def __init__(self, options: argparse.Namespace, games: Path, model: Path, launcher: Launcher):
+        self._options, self._model, self._urls = options, model, launcher.urls
+        engines: list[HttpEngine] = [CLIENTS[options.dialect](url) for url in launcher.urls]
+        self.pool = EnginePool(engines, PoolSettings(), launcher)
+        self.tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+        self._package_options = {"engine": "native", "data": str(games)}
+        self._tasks = [Task("alfworld", i, 0, "train") for i in range(options.episodes // options.group)]
+        self.settings = EpisodeSettings(
+            max_steps=options.max_steps,
+            history_length=options.history,
+            prompt_style="compact",
+            max_prompt_tokens=options.prompt_tokens,
+            max_response_tokens=options.response_tokens,
+            temperature=1.0,
+            stop_token_ids=(self.tokenizer.eos_token_id,),
+            vocab_size=json.loads((model / "config.json").read_text())["vocab_size"],
+        )
+
+    async def load(self) -> None:
+        await self.pool.update(lambda engine: engine.load_from_disk(self._model, 0), 0)
+
+    async def play(self, worker: RolloutWorker, label: str, annotator: Callable[[Trajectory], Awaitable[Any]] | None):
+        """One collection: its figures."""
+        before, started_s = server_counters(self._urls), time.perf_counter()
+        await worker.collect(
+            self._tasks, self._options.group, self.settings, training_step=0, annotator=annotator, label=label
+        )
+        seconds = time.perf_counter() - started_s
+        after = server_counters(self._urls)
+        names = ("response_tokens", "response_tokens_per_s", "engine_busy_share", "num_failed_episodes", "num_steps")
+        figures = {name: worker.metrics[name] for name in names}
+        figures["seconds"] = seconds
+        figures["annotator_exposed_s"] = worker.metrics.get("annotator_exposed_s", 0.0)
+        figures["prefix_cache_hit_rate"] = worker.metrics.get("engine/prefix_cache_hit_rate", 0.0)
+        figures["server_compute_share"] = (after["busy_s"] - before["busy_s"]) / seconds / len(self._urls)
+        return figures
+
+    def worker(self, engine: Engine) -> RolloutWorker:
+        return RolloutWorker(alfworld, self._package_options, engine, self.tokenizer, run_seed=0, progress=None)
+
+
+def run(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The four collections, on one event loop."""
+    worker = bench.worker(bench.pool)
+    locked = LockStep(bench.pool, options.episodes)
+    locked_worker = bench.worker(locked)
+
+    async def leave(trajectory: Trajectory) -> None:
+        locked.leave()
+
+    async def everything() -> dict[str, dict[str, float]]:
+        await bench.load()
+        figures = {"free": await bench.play(worker, "free", None)}
+        figures["lock_step"] = await bench.play(locked_worker, "lock step", leave)
+        async with slow_analyzer(options.analyzer_s) as analyzer:
+            figures["analyzed"] = await bench.play(worker, "analyzed", analyzer.analyze)
+        figures["free_again"] = await bench.play(worker, "free again", None)
+        await bench.pool.close()
+        return figures
+
+    try:
+        return worker.run(everything())
+    finally:
+        worker.close()
+        locked_worker.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Play, print and write the figures."""
+    options = _options(arguments)
+    with tempfile.TemporaryDirectory(prefix="bench_rollout_") as name:
+        work = Path(name)
+        games, model = make_world(work, options.model)
+        settings = ServerSettings(
+            options.dialect,
+            model.absolute(),
+            options.dtype,
+            max_batch_sequences=options.batch,
+            on_cpu=not options.gpus,
+        )
+        gpus = [str(index) for index in range(options.gpus)]
+        with Launcher(
+            settings, num_servers=options.servers, gpus=gpus, directory=work / "logs", startup_timeout_s=900
+        ) as launcher:
+            asyncio.run(launcher.start())
+            figures = run(Bench(options, games, model, launcher), options)
+    free, locked, analyzed = figures["free"], figures["lock_step"], figures["analyzed"]
+    summary = {
+        "engine_busy_share": free["engine_busy_share"],
+        "tokens_per_s_over_lock_step": free["response_tokens_per_s"] / locked["response_tokens_per_s"],
+        "exposed_analyzer_share": analyzed["annotator_exposed_s"] / analyzed["seconds"],
+    }
+    report = {
+        "options": {key: str(value) for key, value in vars(options).items()},
+        "machine": platform.processor() or platform.machine(),
+        "num_cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "figures": figures,
+        "summary": summary,
+    }
+    print(json.dumps({"figures": figures, "summary": summary}, indent=1))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def _tiny_model(games: Path, texts: Path, out: Path) -> None:
+    """Texts of the games for the tokenizer, then the model."""
+    environment = alfworld.make_environment({"engine": "native", "data": str(games)})
+    with texts.open("w", encoding="utf-8") as file:
+        for index in range(64):
+            start = environment.reset(Task("alfworld", index, 0, "train"))
+            view = PromptView(start.goal, (), 0, start.observation.text, start.observation.admissible)
+            prompt = alfworld.render_prompt(view, style="compact")
+            file.write(json.dumps({"messages": [{"role": "user", "content": prompt}]}) + "\n")
+    sizes = ["--vocabulary-size", "600", "--layers", "2", "--max-positions", "2048"]
+    make_tiny_model.main(["--texts", str(texts), "--out", str(out), *sizes])
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--episodes", type=int, default=128)
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--max-steps", type=int, default=30)
+    parser.add_argument("--history", type=int, default=5)
+    parser.add_argument("--prompt-tokens", type=int, default=1024)
+    parser.add_argument("--response-tokens", type=int, default=32)
+    parser.add_argument("--dialect", choices=list(CLIENTS), default="vllm")
+    parser.add_argument("--servers", type=int, default=1)
+    parser.add_argument("--gpus", type=int, default=0, help="0: our CPU server")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--analyzer-s", type=float, default=2.0)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
