@@ -96,7 +96,8 @@ def publish(temporary: Path, final: Path, keep: int) -> None:
 def _delete_old(directory: Path, keep: int) -> None:
     """All but the `keep` checkpoints written last, and what killed processes left."""
     for leftover in [*directory.glob("step_*.tmp"), *directory.glob("step_*.old")]:
-        shutil.rmtree(leftover)
+        # A writer that outlived its trainer may still be at work in it; then the next call removes the rest.
+        shutil.rmtree(leftover, ignore_errors=True)
     by_age = sorted(directory.glob("step_*"), key=lambda path: (path / DESCRIPTION).stat().st_mtime_ns)
     for path in by_age[:-keep]:
         shutil.rmtree(path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
+from itertools import accumulate
 
 from megatron_opid.actor.samples import TokenSequence
 from megatron_opid.weights.hf_config import ModelShape
@@ -66,15 +68,23 @@ def _fill(
 ) -> list[list[int]] | None:
     """Bins of sequence indices, or None if the rule finds no room for one."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
-    load, room = [0.0] * num_bins, [capacity] * num_bins
+    room = [capacity] * num_bins
+    cheapest = [(0.0, number) for number in range(num_bins)]  # a heap of (operations, bin)
+    smallest_left = list(accumulate((num_tokens[index] for index in reversed(order)), min))
     for index in order:
-        candidates = [number for number in range(num_bins) if room[number] >= num_tokens[index]]
-        if not candidates:
+        smallest = smallest_left.pop()
+        too_full = []
+        while cheapest and room[cheapest[0][1]] < num_tokens[index]:
+            too_full.append(heapq.heappop(cheapest))
+        if not cheapest:
             return None
-        chosen = min(candidates, key=lambda number: (load[number], number))
+        load, chosen = cheapest[0]
+        heapq.heapreplace(cheapest, (load + operations[index], chosen))
         bins[chosen].append(index)
-        load[chosen] += operations[index]
         room[chosen] -= num_tokens[index]
+        for entry in too_full:
+            if room[entry[1]] >= smallest:  # else nothing that is left fits
+                heapq.heappush(cheapest, entry)
     return bins
 
 
