@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +24,8 @@ from tqdm import tqdm
 from envs import alfworld
 from envs.alfworld.expert import Expert, Noise
 from envs.alfworld.facts import parse_goal
-from envs.alfworld.knowledge import Knowledge, replay
-from envs.alfworld.plan import right_actions
+from envs.alfworld.knowledge import replay
+from envs.alfworld.plan import right_actions, search_actions
 from envs.base import Task
 from megatron_opid.skills.alfworld_rules import alfworld_skills
 from rollout.trajectory import Trajectory
@@ -65,22 +64,14 @@ def conversations(
     goal = parse_goal(trajectory.goal)
     known = replay((step.observation, step.admissible) for step in trajectory.steps)
     for index, step in enumerate(trajectory.steps):
-        right = right_actions(goal, _in_hindsight(known[index], known[-1]), step.admissible)
+        right = right_actions(goal, known[index], step.admissible)
         if right:
             yield converse(index, right[0], episode_skill=skills.episode)
+        elif step.valid and step.action in search_actions(known[index], step.admissible):
+            yield converse(index, step.action, episode_skill=skills.episode)
         if index in skills.steps:
             action = skills.steps[index].removeprefix("now ").removesuffix(" .")
             yield converse(index, action, step_skill=skills.steps[index])
-
-
-def _in_hindsight(known: Knowledge, final: Knowledge) -> Knowledge:
-    """What is known at a step by one who has been told where everything was found in the end."""
-    told = deepcopy(known)
-    for name, place in final.origin.items():
-        if name not in told.origin:
-            told.origin[name] = place
-            told.contents.setdefault(place, []).append(name)
-    return told
 
 
 def main(arguments: list[str] | None = None) -> int:

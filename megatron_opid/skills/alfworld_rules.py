@@ -1,8 +1,8 @@
 """Rules that write ALFWorld skills in the game's own words, short enough for a tiny model to read.
 
-An episode skill says where the target is, or where it is not, and then what to do: `mug 1 is in cabinet 2 . then clean
-mug 1 with sinkbasin 1 . then move mug 1 to shelf 1 .` A step skill names one command: `now take mug 1 from cabinet 2 .`
-What is in or on something is always `in`, to spare the reader a word.
+An episode skill is the workflow: `find mug . then clean mug 1 with sinkbasin 1 . then move mug 1 to shelf 1 .` It does
+not say where the mug was: skills that did taught a small model the places of single rooms, at the cost of success in
+rooms that it had not seen (README). A step skill names one command: `now take mug 1 from cabinet 2 .`
 """
 
 from __future__ import annotations
@@ -15,41 +15,28 @@ from envs.alfworld.knowledge import Knowledge, at_the_end, replay
 from envs.alfworld.plan import APPLIANCES, is_delivered, right_actions, search_actions
 from rollout.trajectory import HindsightSkills, Step, Trajectory
 
-# Of the receptacles without the target, only the last ones are named: a tiny model's prompt is short.
-MAX_EMPTY_PLACES = 8
-
 # Which critical steps come first when there are more than may get a skill.
 _MISSED, _IMPOSSIBLE, _DECISIVE = range(3)
 
 
 def alfworld_skills(trajectory: Trajectory, success: bool, max_step_skills: int) -> HindsightSkills | None:
-    """Skills from what the episode showed; None if the goal is in free words or nothing was seen that could help."""
+    """Skills from what the episode showed; None if the goal is in free words."""
     goal = parse_goal(trajectory.goal)
     if goal is None or not trajectory.steps:
         return None
     known = replay((step.observation, step.admissible) for step in trajectory.steps)
     played = [(step.observation, step.action) for step in trajectory.steps]
     episode = _episode_skill(goal, at_the_end(known[-1], played, success))
-    if not episode:
-        return None
     summary = f"{'won' if success else 'lost'} after {len(trajectory.steps)} steps: {trajectory.goal}"
     return HindsightSkills(summary, episode, _step_skills(goal, trajectory.steps, known, success, max_step_skills))
 
 
 def _episode_skill(goal: GoalParts, knowledge: Knowledge) -> str:
-    """Where things are, then what is to be done; "" if no place of anything is known."""
+    """What is to be done, with the objects that were found and the places that were used or seen."""
     targets = _targets(goal, knowledge)
-    facts = [f"{name} is in {knowledge.origin[name]}" for name in targets]
-    empty = [place for place in knowledge.searched if all(knowledge.origin[name] != place for name in targets)]
-    if len(targets) < goal.count and empty:
-        facts.append(f"{goal.target} is not in {' , '.join(empty[-MAX_EMPTY_PLACES:])}")
-    if goal.lamp:
-        facts += [f"{lamp} is in {knowledge.origin[lamp]}" for lamp in knowledge.objects(goal.lamp)[:1]]
-    if not facts:
-        return ""
     named = targets + [goal.target] * (goal.count - len(targets))
     actions = [action for name in named for action in _rest_of_plan(goal, knowledge, name)]
-    return " ".join([f"{fact} ." for fact in facts] + [f"then {action} ." for action in actions])
+    return " ".join([f"find {goal.target} ."] + [f"then {action} ." for action in actions])
 
 
 def _targets(goal: GoalParts, knowledge: Knowledge) -> list[str]:

@@ -55,11 +55,9 @@ def won_clean(goal: str = "put a clean mug in shelf") -> Trajectory:
 
 
 @pytest.mark.parametrize("goal", ["put a clean mug in shelf", "clean some mug and put it in shelf."])
-def test_a_win_gives_place_and_workflow(goal: str):
+def test_a_win_gives_its_workflow(goal: str):
     skills = alfworld_skills(won_clean(goal), True, 5)
-    assert skills.episode == (
-        "mug 1 is in cabinet 2 . then clean mug 1 with sinkbasin 1 . then move mug 1 to shelf 2 ."
-    )
+    assert skills.episode == ("find mug . then clean mug 1 with sinkbasin 1 . then move mug 1 to shelf 2 .")
     assert skills.steps == {
         3: "now take mug 1 from cabinet 2 .",
         5: "now clean mug 1 with sinkbasin 1 .",
@@ -67,7 +65,7 @@ def test_a_win_gives_place_and_workflow(goal: str):
     }
 
 
-def test_places_without_the_target_and_class_names_for_what_was_never_seen():
+def test_class_names_for_what_was_never_seen():
     lost = episode(
         "put a hot mug in shelf",
         (ROOM, "", "go to desk 1"),
@@ -76,9 +74,7 @@ def test_places_without_the_target_and_class_names_for_what_was_never_seen():
         ("You arrive at shelf 1. On the shelf 1, you see a cup 1.", "", "go to desk 1"),
     )
     skills = alfworld_skills(lost, False, 5)
-    assert skills.episode == (
-        "mug is not in desk 1 , shelf 1 . then heat mug with microwave . then move mug to shelf 1 ."
-    )
+    assert skills.episode == ("find mug . then heat mug with microwave . then move mug to shelf 1 .")
     assert skills.steps == {}  # searching in another order is no mistake
 
 
@@ -115,7 +111,7 @@ def test_each_mistake_names_the_command_that_was_right_with_what_was_known():
         ("You cool the mug 1 using the fridge 1.", "open fridge 1", "go to cabinet 1"),  # 10 the wrong place
     )
     skills = alfworld_skills(lost, False, 9)
-    assert skills.episode == "mug 1 is in desk 1 . then cool mug 1 with fridge 1 . then move mug 1 to shelf 1 ."
+    assert skills.episode == "find mug . then cool mug 1 with fridge 1 . then move mug 1 to shelf 1 ."
     assert skills.steps == {
         0: "now go to cabinet 1 .",
         2: "now take mug 1 from desk 1 .",
@@ -162,11 +158,11 @@ def test_two_objects():
             (f"You move the pen {number} to the shelf 1.", "", "go to desk 1"),
         ]
     won = episode("find two pen and put them in shelf", *turns[:-1], success=True)
-    both = "pen 1 is in desk 1 . pen 2 is in desk 1 . then move pen 1 to shelf 1 . then move pen 2 to shelf 1 ."
+    both = "find pen . then move pen 1 to shelf 1 . then move pen 2 to shelf 1 ."
     assert alfworld_skills(won, True, 5).episode == both
     half = replace(won, steps=won.steps[:5], success=False)
     assert alfworld_skills(half, False, 5).episode == (
-        "pen 1 is in desk 1 . pen is not in shelf 1 . then move pen 1 to shelf 1 . then move pen to shelf 1 ."
+        "find pen . then move pen 1 to shelf 1 . then move pen to shelf 1 ."
     )
 
 
@@ -181,7 +177,7 @@ def test_lamp():
         success=True,
     )
     skills = alfworld_skills(won, True, 5)
-    assert skills.episode == "pen 1 is in desk 1 . desklamp 1 is in shelf 1 . then use desklamp 1 ."
+    assert skills.episode == "find pen . then use desklamp 1 ."
     assert skills.steps == {2: "now take pen 1 from desk 1 .", 4: "now use desklamp 1 ."}
 
 
@@ -195,7 +191,5 @@ async def test_what_the_rules_do_not_understand_is_counted():
     analyzer = make_analyzer(SkillsConfig(analyzer="rules"), "alfworld", seed=0, max_prompt_tokens=1)
     assert await analyzer.analyze(won_clean()) is not None
     assert await analyzer.analyze(won_clean("tidy up my kitchen, please")) is None
-    nothing_seen = episode("put a mug in shelf", (ROOM, "", "look"))
-    assert await analyzer.analyze(nothing_seen) is None
     counters = analyzer.counters()
-    assert (counters["analyses"], counters["failures_rules"], counters["failures"]) == (3, 2, 2)
+    assert (counters["analyses"], counters["failures_rules"], counters["failures"]) == (2, 1, 1)
