@@ -1,6 +1,7 @@
 # make setup   .venv with everything the demo needs        make demo    the main job, on this machine
 # make test    the tests                                   make lint    ruff
 # make demo ENV=webshop|search|sciworld                    the same in another environment (sciworld needs Java)
+# make test-slurm   jobs on a real Slurm of virtual nodes; needs root and Debian's slurmctld slurmd slurm-client munge
 # make bench   the CPU benchmarks, raw JSON to docs/bench
 PYTHON ?= python3
 # The CPU build of torch lies on PyTorch's own index; where that is out of reach pip takes what the other indexes have.
@@ -9,7 +10,7 @@ BIN := .venv/bin
 ENV ?= alfworld
 DEMO ?=
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-slurm lint bench clean
 setup: .venv/.demo
 
 .venv/.demo: pyproject.toml constraints.txt
@@ -37,6 +38,9 @@ demo: .venv/.demo-$(ENV)
 
 test: .venv/.test
 	$(BIN)/python -m pytest -q
+
+test-slurm: .venv/.test
+	$(BIN)/python -m pytest -q -m slurm tests/slurm
 
 lint: .venv/.test
 	$(BIN)/ruff check .

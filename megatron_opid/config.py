@@ -150,10 +150,12 @@ class AlgorithmConfig:
 class ActorConfig:
     """The Megatron model's layout and batch sizes.
 
-    `model` is a Hugging Face directory, relative to the environment variable MODELS_ROOT where that is set.
+    `model` is a Hugging Face directory, relative to the environment variable MODELS_ROOT where that is set. `weights`
+    stand for the directory's own: a checkpoint of tools.convert or of another run (…/step_N); empty: none do.
     """
 
     model: str = ""
+    weights: str = ""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "bf16"
     tensor_parallel: PositiveInt = 1

@@ -77,6 +77,7 @@ def _model_faults(config: Config) -> list[str]:
     from transformers import AutoTokenizer
 
     from megatron_opid.actor.layout import vocabulary_faults
+    from megatron_opid.actor.stored_weights import open_stored_weights
     from megatron_opid.weights.hf import HfWeights
     from megatron_opid.weights.hf_config import hf_config_faults, parse_hf_config, read_hf_config
 
@@ -95,7 +96,10 @@ def _model_faults(config: Config) -> list[str]:
         hf_config = read_hf_config(directory)
         faults += hf_config_faults(hf_config)
         if not faults:
-            HfWeights(directory, parse_hf_config(hf_config))
+            shape = parse_hf_config(hf_config)
+            HfWeights(directory, shape)
+            if config.actor.weights:
+                open_stored_weights(resolve_model(config.actor.weights), shape)
     except ValueError as error:
         return [*faults, str(error)]
     if tokenizer is not None:

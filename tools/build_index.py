@@ -49,9 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dense is None:
             build_bm25(options.corpus, options.out, show_progress=True)
         else:
-            from tools.retrieval.dense import Encoder, build_dense
+            from tools.retrieval.dense import build_dense  # faiss and torch are needed here only
+            from tools.retrieval.encoder import Encoder, EncoderOptions
 
-            encoder = Encoder(options.dense, options.prefix, options.query_prefix, options.device)
+            encoder = Encoder(EncoderOptions(options.dense, options.prefix, options.query_prefix), options.device)
             build_dense(options.corpus, options.out, encoder, options.ivf_lists, options.batch_size)
     except (ValueError, OSError) as error:
         print(f"build_index: {error}", file=sys.stderr)

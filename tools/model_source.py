@@ -10,11 +10,11 @@ from pathlib import Path
 import yaml
 from torch import Tensor
 
-from megatron_opid.actor.checkpoint_directory import read_description, refuse_other_model, shape_identity
+from megatron_opid.actor.stored_weights import open_stored_weights
 from megatron_opid.config import resolve_model
 from megatron_opid.weights.families import parameters
 from megatron_opid.weights.hf_config import HfConfigError, ModelShape, parse_hf_config, read_hf_config
-from megatron_opid.weights.megatron import HfTensors, is_megatron, open_weights
+from megatron_opid.weights.megatron import WeightSource, is_megatron
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ModelSource:
 
     directory: Path
     shape: ModelShape
-    weights: HfTensors
+    weights: WeightSource
     companions: Path
 
     @property
@@ -44,13 +44,11 @@ def open_model(directory: Path, model: Path | None = None) -> ModelSource:
     """
     if not directory.is_dir():
         raise HfConfigError(f"{directory} is no directory; give a Hugging Face model or a checkpoint (…/step_N)")
-    if not is_megatron(directory):
-        shape = parse_hf_config(read_hf_config(directory))
-        return ModelSource(directory, shape, open_weights(directory, shape), directory)
-    companions = model or _companions_of_checkpoint(directory)
+    companions = directory
+    if is_megatron(directory):
+        companions = model or _companions_of_checkpoint(directory)
     shape = parse_hf_config(read_hf_config(companions))
-    refuse_other_model(directory, read_description(directory)["identity"], shape_identity(shape))
-    return ModelSource(directory, shape, open_weights(directory, shape), companions)
+    return ModelSource(directory, shape, open_stored_weights(directory, shape), companions)
 
 
 def _companions_of_checkpoint(directory: Path) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -15,13 +14,8 @@ from torch import Tensor
 from megatron_opid.actor.model import PolicyModel
 from megatron_opid.weights.families import EMBEDDING, EXPERTS, OUTPUT, Parameter, canonical_name, parameters
 from megatron_opid.weights.hf_config import ModelShape
+from megatron_opid.weights.megatron import WeightSource
 from megatron_opid.weights.shard import fuse, join_shards, take_shard, unfuse
-
-
-class WeightSource(Protocol):
-    """Where whole Hugging Face tensors come from: a directory (weights.hf.HfWeights), or anything that makes them."""
-
-    def get(self, name: str) -> Tensor: ...
 
 
 @dataclass(frozen=True)

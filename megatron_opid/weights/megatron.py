@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megatron_opid.weights.dcp import DcpError, DcpReader, DcpWriter
 from megatron_opid.weights.families import Kind, Parameter, parameters
-from megatron_opid.weights.hf import HfWeights, WeightsError
+from megatron_opid.weights.hf import WeightsError
 from megatron_opid.weights.hf_config import ModelShape
 from megatron_opid.weights.shard import fuse, unfuse
 from megatron_opid.weights.stored import TargetLayout, pieces, place
@@ -31,21 +31,15 @@ FORMAT = {
 }
 
 
-class HfTensors(Protocol):
-    """Where a model's Hugging Face tensors come from."""
+class WeightSource(Protocol):
+    """Where whole Hugging Face tensors come from: HfWeights, MegatronWeights, or anything that makes them."""
 
-    def get(self, name: str) -> Tensor:
-        """The whole tensor, on the CPU, in the dtype that is stored."""
+    def get(self, name: str) -> Tensor: ...
 
 
 def is_megatron(directory: Path) -> bool:
     """Whether `directory` is a checkpoint of ours and not a Hugging Face model."""
     return (directory / TENSORS).is_dir()
-
-
-def open_weights(directory: Path, shape: ModelShape) -> HfTensors:
-    """The weights of a Hugging Face directory or of a checkpoint. Raises: WeightsError naming every fault."""
-    return MegatronWeights(directory, shape) if is_megatron(directory) else HfWeights(directory, shape)
 
 
 class MegatronWeights:
@@ -106,7 +100,7 @@ class MegatronWeights:
 
 def write_megatron(
     directory: Path,
-    weights: HfTensors,
+    weights: WeightSource,
     shape: ModelShape,
     layout: TargetLayout,
     *,
@@ -129,7 +123,7 @@ def write_megatron(
 
 
 def _write_parameter(
-    writer: DcpWriter, parameter: Parameter, weights: HfTensors, shape: ModelShape, layout: TargetLayout
+    writer: DcpWriter, parameter: Parameter, weights: WeightSource, shape: ModelShape, layout: TargetLayout
 ) -> int:
     """Returns: the bytes of the parameter."""
     full = fuse(parameter, [weights.get(name) for name in parameter.hf_names], shape)

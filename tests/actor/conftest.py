@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from megatron_opid.weights.stored import TargetLayout
 from tests.actor.launch import start, wait
 from tests.actor.tiny_models import write_models
+from tools.convert import hf_to_megatron
 
 LAUNCH_TIMEOUT_S = 240
 
@@ -19,6 +21,12 @@ LAUNCH_TIMEOUT_S = 240
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models")
     write_models(directory)
+    for model, layout in (
+        ("qwen3_moe", TargetLayout(pipeline_parallel=2, expert_parallel=4)),
+        ("qwen2_untied", TargetLayout(tensor_parallel=2)),
+        ("qwen3_untied_other", TargetLayout()),
+    ):
+        hf_to_megatron(directory / model, directory / "converted" / model, layout)
     return directory
 
 

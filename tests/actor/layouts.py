@@ -29,7 +29,7 @@ LAYOUTS = {
     "one_plain": Layout(1, {"distributed_optimizer": False}),
     "one_recompute_full": Layout(1, {"recompute": "full"}),
     "one_recompute_mlp": Layout(1, {"recompute": "mlp"}),
-    "one_recompute_block": Layout(1, {"recompute": "full", "recompute_layers": 2}),
+    "one_recompute_block": Layout(1, {"recompute": "full", "recompute_layers": 2, "deterministic": True}),
     "one_recompute_selective": Layout(1, {"recompute": "selective"}),
     "tp2": Layout(2, TP2),
     "tp2_sp": Layout(2, TP2 | SP, ("qwen3_tied", "qwen2_untied")),

@@ -18,6 +18,7 @@ from megatron_opid.actor.checkpoint_directory import CheckpointError, latest_che
 from megatron_opid.actor.samples import PolicySample, ScoreRequest, TokenSequence
 from megatron_opid.weights.hf import HfWeights
 from megatron_opid.weights.hf_config import parse_hf_config, read_hf_config
+from tests.actor.convert_cases import convert_cases
 from tests.actor.layouts import ALL_MODELS, LAYOUTS
 from tests.actor.old_logprob_cases import learning_case, reuse_case
 from tests.actor.tiny_actors import COEFFICIENTS, actor_of, score_policy
@@ -228,14 +229,14 @@ def two_ranks(models: Path) -> dict[str, Any]:
         "bf16_dp2": bf16_case(models, dp2),
         "bf16_tp2": bf16_case(models, tp2),
     }
-    return cases | layout_cases(models, 2)
+    return cases | convert_cases(models, 2) | layout_cases(models, 2)
 
 
 def four_ranks(models: Path) -> dict[str, Any]:
     """`few_samples`: three samples on four data-parallel ranks leave one of them an empty micro-batch."""
     with actor_of(models, "qwen3_tied") as actor:
         few = train(actor, make_samples(actor, 3), 2)
-    return {"few_samples": agree_on_all_ranks(few)} | layout_cases(models, 4)
+    return {"few_samples": agree_on_all_ranks(few)} | convert_cases(models, 4) | layout_cases(models, 4)
 
 
 CASE_SETS = {"one_rank": one_rank, "two_ranks": two_ranks, "four_ranks": four_ranks, "save_forever": save_forever}

@@ -25,6 +25,7 @@ EXPERT_SIZES = SIZES | {"head_dim": 32, "num_experts": 8, "moe_intermediate_size
 MODELS = {
     "qwen3_tied": Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=True),
     "qwen3_untied": Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=False),
+    "qwen3_untied_other": Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=False),
     "qwen2_tied": Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen2_untied": Qwen2Config(**SIZES, tie_word_embeddings=False),
     "qwen3_moe": Qwen3MoeConfig(**EXPERT_SIZES, num_experts_per_tok=2, norm_topk_prob=True),

@@ -64,7 +64,7 @@ class Cluster:
             self._wait("slurmctld", ["scontrol", "ping"])
             for node in self.nodes:
                 self.start_node(node)
-            self.wait_until(lambda: self._num_idle() == len(self.nodes), timeout_s=40, what="all nodes to be idle")
+            self.wait_for_nodes()
         except BaseException:
             self._stop()
             raise
@@ -105,6 +105,10 @@ class Cluster:
             assert time.monotonic() < deadline_s, f"waited {timeout_s} s in vain for {what}\n{self.run('squeue', '-a')}"
             time.sleep(0.1)
         return value
+
+    def wait_for_nodes(self) -> None:
+        """Wait until every node is up and free."""
+        self.wait_until(lambda: self._num_idle() == len(self.nodes), timeout_s=60, what="all nodes to be idle")
 
     def start_node(self, node: str) -> None:
         """Boot a node, also again after `crash_node`."""

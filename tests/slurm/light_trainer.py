@@ -1,7 +1,8 @@
 """Stands for megatron_opid.train where a job's life is tested, not its learning: no torch, a step takes 0.3 s.
 
 Each rank appends (step, attempt) to run.dir/steps_RANK and keeps its next step in run.dir/checkpoint_RANK when it is
-told to stop. A file run.dir/crash makes rank 1 fail at step 2, and rank 0 deaf to everything.
+told to stop. A file run.dir/crash makes rank 1 fail at step 2, and rank 0 deaf to everything; run.dir/peer_is_gone
+makes rank 0 fail as gloo does whose peer has died.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def main() -> int:
                 raise RuntimeError("the reason of it all")
             while True:
                 time.sleep(1)
+        if rank == 0 and (run_dir / "peer_is_gone").exists():
+            raise RuntimeError("Connection closed by peer [127.0.1.2]:40000")
         with (run_dir / f"steps_{rank}").open("a") as steps:
             steps.write(f"{step} {os.environ.get('SLURM_RESTART_COUNT', '0')}\n")
         if stop():

@@ -87,8 +87,35 @@ def test_a_rank_that_crashes_frees_all_nodes_within_a_minute(light_jobs: Jobs, t
     assert "rank 1 on n2" in light_jobs.output("train", job_id)
 
 
+@pytest.mark.parametrize("peers_notice", [True, False], ids=["peers_notice", "only_slurm_notices"])
+def test_a_job_that_loses_a_node_is_requeued(light_jobs: Jobs, tmp_path: Path, peers_notice: bool):
+    """Where the ranks on other nodes fail first, the script tells this failure from one of their own."""
+    run_dir, cluster = tmp_path / "run", light_jobs.cluster
+    job_id = light_jobs.submit("--nodes=2", "slurm/train.sbatch", *overrides(run_dir, 40))
+    wait_for_step(light_jobs, run_dir, 2)
+    node = cluster.run("scontrol", "show", "hostnames", cluster.job(job_id)["NodeList"]).split()[1]
+    cluster.crash_node(node)
+    if peers_notice:
+        (run_dir / "peer_is_gone").touch()
+    cluster.wait_for_state(job_id, "PENDING", "FAILED", timeout_s=90)
+    (run_dir / "peer_is_gone").unlink(missing_ok=True)
+    cluster.start_node(node)
+    cluster.wait_for_state(job_id, "COMPLETED", "FAILED", timeout_s=90)
+    assert cluster.job(job_id)["JobState"] == "COMPLETED", light_jobs.output("train", job_id)
+    assert ("a node was lost" in light_jobs.output("train", job_id)) == peers_notice
+    assert {steps(run_dir, rank)[-1] for rank in (0, 1)} == {(39, 1)}
+    cluster.wait_for_nodes()
+
+
 def test_an_array_trains_every_seed(light_jobs: Jobs, tmp_path: Path):
-    words = ["--nodes=1", "--array=3,5", "slurm/train.sbatch", "experiment=demo", f"run.dir={tmp_path}/run_%a"]
+    words = [
+        "--nodes=1",
+        "--gpus-per-node=0",
+        "--array=3,5",
+        "slurm/train.sbatch",
+        "experiment=demo",
+        f"run.dir={tmp_path}/run_%a",
+    ]
     job_id = light_jobs.submit(*words, "run.seed=%a", "run.num_steps=3", "run.num_processes=2")
     wait_for_free_nodes(light_jobs, timeout_s=60)
     assert light_jobs.cluster.job(f"{job_id}_3")["JobState"] == "COMPLETED"

@@ -1,0 +1,113 @@
+"""The launcher: sizes are checked against nodes, commands and rendered scripts are complete, scripts are clean."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from megatron_opid.config import Config, ConfigError, load
+from slurm.launch import command, components, main, render
+from slurm.request import Request, parse, size_faults
+from slurm.site import ROOT, Site, read_site
+from tests.trainer.conftest import SmallRun, small_run  # noqa: F401  (a fixture)
+
+SITE = Site(8, Path("/logs"), {"SBATCH_ACCOUNT": "project", "HOME": "/root"})
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return load(["experiment=alfworld_qwen3_1_7b"])
+
+
+def test_words_without_a_dot_are_slurms(config: Config):
+    request, rest = parse(["experiment=x", "nodes=4", "time=1-00", "run.seed=3", "name=a.b"])
+    assert request == Request(nodes="4", time="1-00", name="a.b")
+    assert rest == ["experiment=x", "run.seed=3"]
+
+
+def test_what_slurm_would_not_understand_is_refused_at_once():
+    with pytest.raises(ConfigError) as error:
+        parse(["nodes=0", "time=soon", "job=dance", "after=12;rm"])
+    assert len(error.value.faults) == 4
+
+
+def test_every_seed_has_its_own_directory():
+    assert parse(["seeds=0-3", "run.dir=runs/a"])[1] == ["run.dir=runs/a", "run.seed=%a", "run.dir=runs/a_seed_%a"]
+    assert parse(["seeds=0-3", "run.dir=runs/%a"])[1] == ["run.dir=runs/%a", "run.seed=%a"]
+
+
+@pytest.mark.parametrize(
+    "job, overrides, words",
+    [
+        ("train", ["run.num_processes=16"], "GPUS_PER_NODE=8"),
+        ("train", ["actor.tensor_parallel=16"], "cross nodes"),
+        ("disaggregated", ["engine.num_servers=4", "engine.tensor_parallel=4"], "engine node's 8 GPUs"),
+        ("train", [], None),
+        ("disaggregated", ["engine.num_servers=4", "engine.tensor_parallel=2"], None),
+    ],
+)
+def test_nodes_must_hold_ranks_and_engines(job: str, overrides: list[str], words: str | None):
+    faults = size_faults(Request(job=job), load(["experiment=alfworld_qwen3_1_7b", *overrides]), SITE)
+    assert (words in faults[0] and len(faults) == 1) if words else faults == []
+
+
+def test_layouts_are_checked_against_all_nodes(
+    small_run: SmallRun,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    words = [*small_run.overrides(tmp_path / "run"), "run.num_processes=1", "actor.pipeline_parallel=2"]
+    assert main([*words, "nodes=3"]) == 2
+    assert "3 ranks cannot be divided" in capsys.readouterr().err
+    assert main([*words, "nodes=2"]) == 0
+    assert "--nodes=2 --gpus-per-node=0 slurm/train.sbatch experiment=demo" in capsys.readouterr().out
+
+
+def test_a_heterogeneous_job_has_two_components(config: Config):
+    request = Request(job="disaggregated", nodes="4", engine_nodes="2", time="60", signal="300", after="7")
+    words = command(request, ["experiment=x"], components(request, config, SITE))
+    colon = words.index(":")
+    assert {"--nodes=4", "--account=project", "--signal=B:USR1@300", "--dependency=afterok:7"} < set(words[:colon])
+    assert {"--nodes=2", "--account=project", "--exclusive", "--gpus-per-node=8"} < set(words[colon:])
+    assert words[-2:] == ["slurm/disaggregated.sbatch", "experiment=x"]
+
+
+def test_a_rendered_script_is_complete_and_clean(config: Config, tmp_path: Path):
+    request = Request(job="disaggregated", nodes="4", engine_nodes="2", name="mine")
+    text = render(request, ["run.dir=a b", "experiment=x"], components(request, config, SITE))
+    lines = text.splitlines()
+    assert lines.count("#SBATCH hetjob") == 1
+    assert lines.count("#SBATCH --job-name=mine") == 1 and "#SBATCH --job-name=disaggregated" not in lines
+    assert "set -- 'run.dir=a b' experiment=x" in lines
+    assert text.index("set -- ") < text.index("source slurm/job.sh")
+    script = tmp_path / "rendered.sbatch"
+    script.write_text(text)
+    check_shell(script)
+
+
+def test_batch_scripts_pass_shellcheck():
+    check_shell(*sorted((ROOT / "slurm").glob("*.s*h")), *sorted((ROOT / "slurm").glob("*.sbatch")))
+
+
+def check_shell(*paths: Path) -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed (apt-get install shellcheck)")
+    done = subprocess.run(["shellcheck", "-x", *map(str, paths)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_sites_file_is_read_as_bash_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "site.sh"
+    path.write_text("GPUS_PER_NODE=$((2 * 2))\nLOGS=/scratch/logs\nexport SBATCH_PARTITION='a b'\n")
+    monkeypatch.setenv("MEGATRON_OPID_SITE", str(path))
+    site = read_site()
+    assert (site.gpus_per_node, site.logs, site.sbatch_options) == (4, Path("/scratch/logs"), {"partition": "a b"})
+    path.write_text("GPUS_PER_NODE=many\nLOGS=/x\n")
+    with pytest.raises(ConfigError, match="GPUS_PER_NODE='many'"):
+        read_site()
+    monkeypatch.setenv("MEGATRON_OPID_SITE", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="nowhere"):
+        read_site()

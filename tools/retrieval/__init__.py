@@ -1,0 +1,1 @@
+"""The parts of the retrieval server: back ends, batching, HTTP."""
