@@ -73,6 +73,22 @@ ENVIRONMENTS = {
         ),
         unseen_game="a goal that training never saw",
     ),
+    "search": DemoEnvironment(
+        experiment="demo_search",
+        games=Command(
+            "generate questions, and a corpus that answers them, with its index",
+            "tools.prepare_search_qa",
+            ("generated", "--out", "{games}", "--seed", "0"),
+        ),
+        games_result="validation.parquet",
+        demonstrations=Command(
+            "demonstrations of a searcher that errs, with hindsight skills",
+            "tools.make_search_demonstrations",
+            ("--data", "{games}", *_EPISODES),
+        ),
+        model=("--tags", "<search>", "</search>", "<answer>", "</answer>"),
+        unseen_game="a question that training never saw",
+    ),
     "sciworld": DemoEnvironment(
         experiment="demo_sciworld",
         games=None,

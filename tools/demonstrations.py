@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,14 +36,25 @@ def play(environment: Environment, task: Task, expert: Expert, max_steps: int) -
     return Trajectory(task, uid, uid, start.goal, start.category, tuple(steps), won, score)
 
 
+def tagged(action: str) -> str:
+    """The response that acts without thinking."""
+    return f"<think></think><action>{action}</action>"
+
+
 def conversation(
-    trajectory: Trajectory, index: int, action: str, *, history_length: int, style: str, **skill: str
+    trajectory: Trajectory,
+    index: int,
+    action: str,
+    *,
+    history_length: int,
+    style: str,
+    respond: Callable[[str], str] = tagged,
+    **skill: str,
 ) -> dict[str, Any]:
-    """The prompt of step `index`, with a skill in it if one is given, and `action` as its answer."""
+    """The prompt of step `index`, with a skill in it if one is given, and the response that stands for `action`."""
     render = load(trajectory.task.env).render_prompt
     prompt = render(trajectory.view(index, history_length), style=style, **skill)
-    answer = f"<think></think><action>{action}</action>"
-    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": respond(action)}]}
 
 
 def write_conversations(out: Path, conversations: Iterable[dict[str, Any]]) -> int:

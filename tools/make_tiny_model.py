@@ -12,7 +12,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +46,9 @@ class Shape:
     max_positions: int = 1024
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer whose merges never cross `PIECES`, with a chat template of one token per turn mark."""
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int, tags: Sequence[str] = TAGS) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer whose merges never cross `PIECES`, with a chat template of one token per turn mark.
+    Each of `tags` is one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -63,7 +64,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in TAGS])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in tags])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
     fast.chat_template = CHAT_TEMPLATE
     return fast
@@ -103,12 +104,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--texts", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vocabulary-size", type=int, default=1024)
+    parser.add_argument("--tags", nargs="+", default=TAGS, help="of the environment's responses: one token each")
     parser.add_argument("--seed", type=int, default=0)
     for name, default in vars(Shape()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     options = parser.parse_args(arguments)
     shape = Shape(**{name: getattr(options, name) for name in vars(Shape())})
-    tokenizer = train_tokenizer(read_texts(options.texts), options.vocabulary_size)
+    tokenizer = train_tokenizer(read_texts(options.texts), options.vocabulary_size, options.tags)
     model = make_model(shape, tokenizer, options.seed)
     partial = options.out.with_name(options.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -16,6 +16,7 @@ import argparse
 import csv
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -113,6 +114,7 @@ def write_generated(out: Path, seed: int, validation_share: float) -> tuple[int,
     world = make_world(seed)
     train, validation = split_questions(world, seed, validation_share)
     write_corpus(out / "corpus.jsonl", world.documents.items())
+    shutil.rmtree(out / "index", ignore_errors=True)  # of an earlier corpus, or of a run that was killed
     build_bm25(out / "corpus.jsonl", out / "index", show_progress=False)
     write_questions(out / "train.parquet", train, "train")
     write_questions(out / "validation.parquet", validation, "validation")

@@ -79,7 +79,7 @@ def describe(observation: Observation) -> str:
 
 
 def chance(seed: int) -> Player:
-    """Plays any offered action; words of the task stand for free text, names of objects for OBJ."""
+    """Plays any offered action; words of the task stand for free text and TEXT, names of objects for OBJ."""
     rng = Random(seed)
 
     def act(view: PromptView) -> str:
@@ -88,7 +88,8 @@ def chance(seed: int) -> Player:
         action = rng.choice(actions)
         objects = view.affordances.get("objects", ())
         action = re.sub(r"\bOBJ\b", lambda _: rng.choice(objects), action) if objects else action
-        return _FREE_TEXT.sub(lambda _: " ".join(rng.choices(words, k=3)), action)
+        text = "TEXT" if "TEXT" in action else _FREE_TEXT
+        return re.sub(text, lambda _: " ".join(rng.choices(words, k=3)), action)
 
     return act
 
@@ -101,6 +102,12 @@ def _alfworld_expert(options: Mapping[str, Any], task: Task) -> Player:
 
 def _webshop_expert(options: Mapping[str, Any], task: Task) -> Player:
     from envs.webshop.expert import Expert
+
+    return Expert(task.seed).act
+
+
+def _search_expert(options: Mapping[str, Any], task: Task) -> Player:
+    from envs.search.expert import Expert
 
     return Expert(task.seed).act
 
@@ -118,7 +125,12 @@ def _sciworld_expert(options: Mapping[str, Any], task: Task) -> Player:
     return Expert(solution).act
 
 
-EXPERTS = {"alfworld": _alfworld_expert, "webshop": _webshop_expert, "sciworld": _sciworld_expert}
+EXPERTS = {
+    "alfworld": _alfworld_expert,
+    "sciworld": _sciworld_expert,
+    "search": _search_expert,
+    "webshop": _webshop_expert,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

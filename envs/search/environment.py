@@ -16,6 +16,7 @@ from envs.search.retrieval import EmbeddedRetriever, HttpRetriever, Retriever
 
 SUCCESS_SCORE = 1.0
 EMBEDDED = "embedded"
+FORMS = {"templates": ("<search>TEXT</search>", "<answer>TEXT</answer>")}
 # retriever: `embedded` (the index in `index`) or a URL or a list of URLs of retrieval servers.
 _DEFAULTS = {"retriever": EMBEDDED, "index": "", "topk": 3, "timeout_s": 60.0, "patience_s": 90.0, "max_turns": 4}
 
@@ -43,7 +44,9 @@ class SearchEnvironment:
                 f"question {task.index} of {task.split!r} does not exist: {self._data} has 0 to {len(questions) - 1}"
             )
         self._question, self._num_turns = questions[task.index], 0
-        return Start(self._question.text, self._question.data_source, Observation(self._question.text))
+        return Start(
+            self._question.text, self._question.data_source, Observation(self._question.text, affordances=FORMS)
+        )
 
     def step(self, action: str) -> Outcome:
         """Play one action of `project_action`.
@@ -60,7 +63,7 @@ class SearchEnvironment:
         self._num_turns += 1
         won = kind == "answer" and is_exact_match(words, self._question.answers)
         return Outcome(
-            observation=Observation(text),
+            observation=Observation(text, affordances=FORMS),
             reward=success_score(won),
             done=kind == "answer" or self._num_turns >= self._max_turns,
             won=won,

@@ -7,7 +7,6 @@ they wrote, and nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 NAME = r"([A-Z][a-z]+)"
@@ -99,14 +98,3 @@ def parse_question(text: str) -> Chain | None:
 def read_facts(text: str) -> list[Fact]:
     """The facts that a text states, in the order of RELATIONS."""
     return [Fact(match[1], name, match[2]) for name, pattern in _SENTENCES.items() for match in pattern.finditer(text)]
-
-
-def next_action(chain: Chain, known: Iterable[Fact]) -> tuple[str, str]:
-    """("search", thing to look up next) or ("answer", value), by what is known."""
-    objects = {(fact.subject, fact.relation): fact.object for fact in known}
-    here = chain.subject
-    for relation in chain.relations:
-        if (here, relation) not in objects:
-            return "search", here
-        here = objects[here, relation]
-    return "answer", here

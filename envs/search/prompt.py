@@ -124,7 +124,7 @@ def _compact(view: PromptView, episode_skill: str, step_skill: str) -> str:
     for action, brought in _turns(view):
         kind, words = parse_action(action)
         lines.append(f"{kind} {words}".strip() or "nothing")
-        lines += [text for _, text in documents_of(brought)]
+        lines += [f"- {text}" for _, text in documents_of(brought)]
     if step_skill:
         lines.append(f"hint: {step_skill}")
     return "\n".join([*lines, "act:"])

@@ -9,13 +9,19 @@ from megatron_opid.skills.alfworld_rules import alfworld_skills
 from megatron_opid.skills.counters import AnalysisCounters
 from megatron_opid.skills.outcome import succeeded
 from megatron_opid.skills.sciworld_rules import sciworld_skills
+from megatron_opid.skills.search_rules import search_skills
 from megatron_opid.skills.webshop_rules import webshop_skills
 from rollout.trajectory import HindsightSkills, Trajectory
 
 # (trajectory, success, max_step_skills) -> skills, or None where the rules do not understand the episode.
 Rules = Callable[[Trajectory, bool, int], HindsightSkills | None]
 
-RULES: dict[str, Rules] = {"alfworld": alfworld_skills, "sciworld": sciworld_skills, "webshop": webshop_skills}
+RULES: dict[str, Rules] = {
+    "alfworld": alfworld_skills,
+    "sciworld": sciworld_skills,
+    "search": search_skills,
+    "webshop": webshop_skills,
+}
 
 
 class RulesAnalyzer:

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from envs import search
-from envs.base import Outcome, Task, load
-from envs.search.facts import next_action, parse_question, read_facts
+from envs.base import Outcome, PromptView, Task, load
+from envs.search.expert import Expert
 from envs.search.generator import Question
-from envs.search.prompt import answer_action, documents_of, search_action
+from envs.search.prompt import answer_action, search_action
 from envs.search.questions import read_questions, write_questions
 from tools.build_index import build_bm25
 from tools.prepare_search_qa import write_corpus
@@ -21,12 +21,12 @@ from tools.prepare_search_qa import write_corpus
 
 def solve(environment: Any, task: Task) -> list[Outcome]:
     """Play by the facts that the documents state."""
-    chain = parse_question(environment.reset(task).goal)
-    known, outcomes = [], []
+    start, expert = environment.reset(task), Expert(0)
+    observation, outcomes = start.observation.text, []
     while not outcomes or not outcomes[-1].done:
-        kind, words = next_action(chain, known)
-        outcomes.append(environment.step(search_action(words) if kind == "search" else answer_action(words)))
-        known += [fact for _, text in documents_of(outcomes[-1].observation.text) for fact in read_facts(text)]
+        view = PromptView(start.goal, (), len(outcomes), observation, ())
+        outcomes.append(environment.step(expert.act(view)))
+        observation = outcomes[-1].observation.text
     return outcomes
 
 

@@ -65,7 +65,7 @@ def test_compact_prompt() -> None:
     history = (("Who?", "<search>a</search>"), (information(['"A"\nA is b.']), ""))
     view = PromptView("Who?", history, 2, "", ())
     assert render_prompt(view, style="compact", episode_skill="E", step_skill="S").splitlines() == [
-        "question: Who?", "skill: E", "search a", "A is b.", "nothing", "hint: S", "act:",
+        "question: Who?", "skill: E", "search a", "- A is b.", "nothing", "hint: S", "act:",
     ]  # fmt: skip
     with pytest.raises(ValueError, match="full or compact"):
         render_prompt(view, style="terse")
