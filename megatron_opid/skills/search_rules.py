@@ -35,9 +35,9 @@ class Played:
 
 def search_skills(trajectory: Trajectory, success: bool, max_step_skills: int) -> HindsightSkills | None:
     """Skills from what the episode showed; None if it showed nothing that could help."""
-    chain, played = parse_question(trajectory.goal), _read(trajectory.steps)
-    if not played:
+    if not trajectory.steps:
         return None
+    chain, played = parse_question(trajectory.goal), _read(trajectory.steps)
     last_facts = tuple(fact for step in trajectory.steps for fact in facts_of(step.observation))
     sentences = _way(plan(chain, last_facts)) if chain else _history(played, success)
     steps = _step_skills(chain, played, success, max_step_skills)

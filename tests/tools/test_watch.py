@@ -6,8 +6,11 @@ import sys
 
 import pytest
 
+from envs.sciworld.java import borrow_machine, return_machine
 from tools import watch
 from tools.make_alfworld_games import make_games
+from tools.make_webshop_catalogue import main as make_catalogue
+from tools.prepare_search_qa import write_generated
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,7 @@ def test_a_person_plays_over_a_pipe(alfworld_options):
     typed = "\ngo to nowhere\ninventory\nquit\n"
     played = subprocess.run(command, input=typed, capture_output=True, text=True, check=False, timeout=120)
     assert played.returncode == 0, played.stderr
-    assert "task: put" in played.stdout and "actions: " in played.stdout
+    assert played.stdout.startswith("task: ") and "actions: " in played.stdout
     assert "> go to nowhere\n\n--- 1\nNothing happens." in played.stdout
     assert "=== not won after 2 steps, rewards 0" in played.stdout
 
@@ -43,10 +46,34 @@ def test_chance_plays_every_step(alfworld_options, capsys):
 
 @pytest.mark.java
 def test_sciworld_experts_and_chance_play_too(capsys):
-    options = json.dumps({"tasks": ["find-animal"]})
+    machine = borrow_machine(256)  # kept over the games: each would start Java again
+    options = json.dumps({"tasks": ["find-animal"], "heap_mib": 256})
     assert watch.main(["sciworld", "--options", options, "--expert"]) == 0
     assert "> teleport to outside" in (printed := capsys.readouterr().out) and "=== won after 5 steps" in printed
     assert watch.main(["sciworld", "--options", options, "--random", "--max-steps", "5"]) == 0
+    return_machine(machine)
+
+
+@pytest.mark.parametrize("env", ["search", "webshop"])
+def test_experts_win_and_chance_plays_where_nothing_heavy_is_needed(env, tmp_path, capsys):
+    if env == "search":
+        write_generated(tmp_path, seed=0, validation_share=0.2)
+    else:
+        assert make_catalogue(["--out", str(tmp_path), "--products", "60"]) == 0
+    command = [env, "--options", json.dumps({"data": str(tmp_path)}), "--split", "validation"]
+    assert watch.main([*command, "--expert"]) == 0
+    assert "=== won after" in capsys.readouterr().out
+    assert watch.main([*command, "--random", "--max-steps", "4", "--seed", "1"]) == 0
+    assert capsys.readouterr().out.count("\n> ") >= 1
+
+
+def test_a_person_asks_a_search_engine(tmp_path):
+    write_generated(tmp_path, seed=0, validation_share=0.2)
+    command = [sys.executable, "-m", "tools.watch", "search", "--options", json.dumps({"data": str(tmp_path)})]
+    typed = "\n<search>Ostrel</search>\n<answer>nobody</answer>\n"
+    played = subprocess.run(command, input=typed, capture_output=True, text=True, check=False, timeout=120)
+    assert "templates: <search>TEXT</search>, <answer>TEXT</answer>" in played.stdout
+    assert "\n--- 1\n<information>" in played.stdout and "=== not won after 2 steps" in played.stdout
 
 
 @pytest.mark.parametrize(
