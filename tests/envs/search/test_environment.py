@@ -15,6 +15,7 @@ from envs.search.expert import Expert
 from envs.search.generator import Question
 from envs.search.prompt import answer_action, search_action
 from envs.search.questions import read_questions, write_questions
+from envs.snapshot import play, restore, save
 from tools.build_index import build_bm25
 from tools.prepare_search_qa import write_corpus
 
@@ -81,37 +82,52 @@ def test_any_of_several_answers_counts(tmp_path: Path, generated: Path) -> None:
         assert environment.step(answer_action(answer)).won is won
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    responses=st.lists(
-        st.one_of(
-            st.text(max_size=60),
-            st.lists(
-                st.sampled_from(
-                    ["<search>", "</search>", "<answer>", "</answer>", "<Search>", "Tolor", " ", "x\n", "é"]
-                ),
-                max_size=8,
-            ).map("".join),
-        ),
-        max_size=6,
-    ),
-    index=st.integers(0, 40),
+pieces = st.sampled_from(
+    ["<search>", "</search>", "<answer>", "</answer>", "<Search>", "Tolor", " ", "x\n", "é", "kettles"]
 )
-def test_whatever_is_written(options: dict[str, Any], responses: list[str], index: int) -> None:
-    """No crash, the same twice, and an action that is neither search nor answer changes nothing but the turn."""
-    environment, other = search.make_environment(options), search.make_environment(options)
-    task = Task("search", index, 0, "train")
-    assert environment.reset(task) == other.reset(task)
+responses = st.lists(st.one_of(st.text(max_size=60), st.lists(pieces, max_size=8).map("".join)), max_size=6)
+queries = st.lists(st.sampled_from(["Tolor", "kettles", "who", "", "é"]), min_size=1, max_size=3).map(" ".join)
+actions = st.lists(st.one_of(st.text(max_size=20), queries.map(search_action), queries.map(answer_action)), max_size=6)
+tasks = st.builds(Task, st.just("search"), st.integers(0, 40), st.integers(0, 9), st.just("train"))
+many = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@many
+@given(tasks, responses)
+def test_whatever_is_written(options: dict[str, Any], task: Task, responses: list[str]) -> None:
+    """No crash, and what is neither a search nor an answer brings nothing and only takes its turn."""
+    environment = search.make_environment(options)
+    environment.reset(task)
     for number, response in enumerate(responses, 1):
         action, valid = search.project_action(response)
         assert not valid or action
         outcome = environment.step(action)
-        assert outcome == other.step(action)
         if not action:
-            assert outcome.observation.text == ""
+            assert (outcome.observation.text, outcome.reward) == ("", 0.0)
             assert outcome.done == (number == 4)
         if outcome.done:
             break
+
+
+@many
+@given(tasks, actions, tasks)
+def test_an_episode_is_its_task_and_its_actions(options: dict[str, Any], task: Task, actions, other: Task) -> None:
+    first, second = search.make_environment(options), search.make_environment(options)
+    start, outcomes = play(first, task, actions)
+    second.reset(other)
+    assert restore(second, save(task, actions, start, outcomes)) == (start, outcomes)
+
+
+@many
+@given(tasks, actions, st.lists(st.text(alphabet="xyz <>/é", max_size=20), min_size=1, max_size=3))
+def test_invalid_actions_change_nothing(options: dict[str, Any], task: Task, actions, nonsense: list[str]) -> None:
+    """But the count of turns, so here there are many."""
+    patient = search.make_environment(options | {"max_turns": 100})
+    _, outcomes = play(patient, task, actions)
+    patient.reset(task)
+    for action, outcome in zip(actions, outcomes, strict=True):
+        assert all(patient.step(invalid).observation.text == "" for invalid in nonsense)
+        assert patient.step(action) == outcome
 
 
 def test_faults_are_told_all_at_once(tmp_path: Path, options: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from envs import snapshot
 from envs.base import Task, load
 from envs.webshop.expert import Expert
 from envs.webshop.nouns import has_spacy
@@ -107,6 +108,22 @@ def test_any_actions(environment, package, options, index, script):
     first = run(environment, index, script)
     assert first == run(environment, index, script)
     assert first == run(package.make_environment(options), index, script)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(index=st.integers(0, 300), other=st.integers(0, 300), script=st.lists(actions(), max_size=10))
+def test_an_episode_is_its_task_and_its_actions(environment, package, options, index, other, script):
+    task, chosen = Task("webshop", index, 0, "train"), []
+    observation = environment.reset(task).observation
+    for entry in script:
+        offered = observation.admissible
+        chosen.append(offered[entry % len(offered)] if isinstance(entry, int) and offered else str(entry))
+        observation = environment.step(chosen[-1]).observation
+    start, outcomes = snapshot.play(environment, task, chosen)
+    assert outcomes[-1].observation == observation if chosen else start.observation == observation
+    second = package.make_environment(options)
+    second.reset(Task("webshop", other, 0, "train"))
+    assert snapshot.restore(second, snapshot.save(task, chosen, start, outcomes)) == (start, outcomes)
 
 
 @settings(max_examples=60, deadline=None)
