@@ -49,7 +49,10 @@ class EnvConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class RolloutConfig:
-    """How episodes are sampled. One training step plays `tasks_per_step` tasks, `group_size` episodes each."""
+    """How episodes are sampled. One training step plays `tasks_per_step` tasks, `group_size` episodes each.
+
+    With `one_step_off` the episodes of step k + 1 are played, under the weights of k, while step k is trained on.
+    """
 
     tasks_per_step: PositiveInt = 16
     group_size: PositiveInt = 8
@@ -59,6 +62,7 @@ class RolloutConfig:
     max_response_tokens: PositiveInt = 512
     validation_tasks: PositiveInt = 128
     validation_temperature: NonNegativeFloat = 0.4
+    one_step_off: bool = False
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -144,6 +148,7 @@ class AlgorithmConfig:
     correction: Literal["none", "truncate", "mask"] = "none"  # engine against trainer log-probs
     correction_low: PositiveFloat = 0.5
     correction_high: PositiveFloat = 2.0
+    max_mismatch_k3: PositiveFloat = 0.1  # nats; k3 KL of engine against trainer above which the run stops
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -300,6 +305,7 @@ def value_faults(config: Config) -> list[str]:
             f"correction_high={algorithm.correction_high}"
         )
     faults += _old_logprob_faults(algorithm, config.actor.updates_per_step)
+    faults += _one_step_off_faults(config) if config.rollout.one_step_off else []
     faults += _actor_faults(config.actor, optimizer)
     if optimizer.min_learning_rate > optimizer.learning_rate:
         faults.append(
@@ -351,6 +357,22 @@ def _old_logprob_faults(algorithm: AlgorithmConfig, updates_per_step: int) -> li
         faults.append(
             f"algorithm.old_logprob=engine leaves algorithm.correction={algorithm.correction} nothing to correct; "
             "set none"
+        )
+    return faults
+
+
+def _one_step_off_faults(config: Config) -> list[str]:
+    faults = []
+    algorithm, engine = config.algorithm, config.engine
+    if engine.name != "local" and engine.placement == "colocated":
+        faults.append(
+            "rollout.one_step_off=true needs engines that sample while the trainer works, engine.placement=colocated "
+            "puts them to sleep; set engine.placement=disaggregated"
+        )
+    if algorithm.correction == "none" and algorithm.old_logprob != "engine":
+        faults.append(
+            "rollout.one_step_off=true samples from the weights of the step before, algorithm.correction=none does "
+            "not correct for it; set algorithm.correction=truncate"
         )
     return faults
 

@@ -18,7 +18,7 @@ from megatron_opid.report.tokens import token_scores
 from megatron_opid.rollouts import Rollout
 from megatron_opid.run import Run
 from megatron_opid.skills.routing import shuffle_skills
-from megatron_opid.step_statistics import mismatch_statistics, teacher_statistics
+from megatron_opid.step_statistics import mismatch_statistics, refuse_mismatch, teacher_statistics
 from megatron_opid.tasks import TaskSchedule, validation_tasks
 from megatron_opid.watchdog import Watchdog
 
@@ -30,7 +30,7 @@ def train(config: Config) -> int:
     with (
         closing(_actor(config)) as actor,
         Rollout(config, rank=dist.get_rank(), num_ranks=dist.get_world_size()) as rollout,
-        Run(config, actor, entry_point="train", rank=dist.get_rank()) as run,
+        Run(config, actor, entry_point="train", rank=dist.get_rank(), kept=rollout) as run,
         closing(_watchdog(config, rollout)) as watchdog,
     ):
         run.timer.on_phase = watchdog.enter
@@ -42,6 +42,8 @@ def train(config: Config) -> int:
             with run.timer("rollout"):
                 trajectories = rollout.collect(tasks.draw(step), step)
                 metrics = {"rollout": rollout.metrics, "analyzer": rollout.analyzer_metrics}
+                if config.rollout.one_step_off and step + 1 < config.run.num_steps:
+                    rollout.start(tasks.draw(step + 1), step + 1)
                 if config.skills.shuffle:
                     trajectories = shuffle_skills(trajectories, config.run.seed + step)
             with run.timer("score"):
@@ -51,10 +53,13 @@ def train(config: Config) -> int:
             with run.timer("update"):
                 learned = learn(actor, batch, scores, updates, config.algorithm)
                 metrics["actor"] = learned.statistics
+            metrics["teacher"] = teacher_statistics(batch, learned.scores)
+            metrics["mismatch"] = mismatch_statistics(batch, learned.trainer_logprobs, step)
+            refuse_mismatch(metrics["mismatch"], config.algorithm.max_mismatch_k3)
+            with run.timer("rollout"):
+                rollout.finish()
             with run.timer("weight_sync"):
                 rollout.push(actor.export(), version=step + 1)
-            metrics["teacher"] = teacher_statistics(batch, learned.scores)
-            metrics["mismatch"] = mismatch_statistics(batch.flat("engine_logprobs"), learned.trainer_logprobs)
             if run.validates_after(step):
                 with run.timer("validation"):
                     rollout.validate(validation)

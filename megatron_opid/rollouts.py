@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from transformers import AutoTokenizer
 from envs.base import Task
 from envs.base import load as load_environment
 from megatron_opid.actor.parallel import resolve_device
+from megatron_opid.collected import Collected, join_shares
 from megatron_opid.config import Config, resolve_model
 from megatron_opid.engines import make_launcher, make_pool, make_sync
 from megatron_opid.exchange import all_gather_text
@@ -26,21 +29,15 @@ from rollout.agent_loop import EpisodeSettings
 from rollout.engines.base import Engine
 from rollout.engines.launch import Launcher
 from rollout.engines.local import LocalEngine
-from rollout.metrics import summarize
-from rollout.trajectory import HindsightSkills, Trajectory, from_json, to_json
+from rollout.trajectory import HindsightSkills, Trajectory
 from rollout.worker import RolloutWorker
-
-# How the ranks' own figures become one: what is not named here is added up.
-LARGEST = ("seconds", "annotator_exposed_s", "latency_p95_s")
-AVERAGED = ("engine_busy_share", "engine/prefix_cache_hit_rate", "latency_mean_s")
-# Every rank sees the same servers: one that died is not as many faults as there are ranks.
-SEEN_BY_ALL = ("engine/num_faults/", "engine/num_returns", "engine/num_restarts", "engine/seconds_out")
 
 
 class Rollout:
     """Engine, environments and analyzer of one rank. Use as a context manager.
 
-    `metrics` and `analyzer_metrics` describe the last collection over all ranks.
+    `metrics` and `analyzer_metrics` describe the last collection over all ranks. Episodes of a later step may be played
+    in the background (`start`) while this thread trains; every collective is this thread's.
     """
 
     def __init__(self, config: Config, *, rank: int, num_ranks: int) -> None:
@@ -65,33 +62,66 @@ class Rollout:
             progress=None if rank == 0 else False,
         )
         self._sync = make_sync(config, self._engine, self._worker.run, rank=rank)
+        self._started: tuple[int, int, Future[list[Trajectory]]] | None = None  # step, number of tasks, episodes
+        self._ahead: Collected | None = None  # what was started, once it is there
 
     def collect(self, tasks: Sequence[Task], step: int) -> tuple[Trajectory, ...]:
-        """The training episodes of `step`, skills attached; in order of tasks, then members of the group."""
+        """The training episodes of `step`, skills attached; in order of tasks, then members of the group.
 
-        async def annotate(trajectory: Trajectory) -> HindsightSkills | None:
-            if not is_scheduled(trajectory, step, self._config.skills):
-                return None
-            return await self._analyzer.analyze(trajectory)
-
-        annotator = annotate if self._analyzer is not None else None
-        rollout = self._config.rollout
-        trajectories = self._play(tasks, rollout.group_size, rollout.temperature, step, annotator, "rollout")
-        self._refuse_missing_skills()
+        They are played now, unless they were `start`ed before.
+        """
+        self.finish()
+        collected, self._ahead = self._ahead, None
+        if collected is None:
+            played = self._worker.run(self._training_episodes(tasks, step))
+            collected = self._gather(played, step, len(tasks), self._config.rollout.group_size)
+            self._refuse_missing_skills(collected.analyzer_metrics)
+        if collected.step != step:
+            raise RuntimeError(f"the episodes played ahead are of step {collected.step}, asked for are step {step}'s")
+        self.metrics, self.analyzer_metrics = collected.metrics, collected.analyzer_metrics
         if self._gives_memory_back:
             if self._rank == 0:
                 self._worker.run(self._engine.sleep())
             all_gather_text("")  # the other ranks need the memory, too
-        return trajectories
+        return collected.trajectories
+
+    def start(self, tasks: Sequence[Task], step: int) -> None:
+        """Begin to play the training episodes of `step` in the background, under the weights of now."""
+        self._started = step, len(tasks), self._worker.loop.start(self._training_episodes(tasks, step))
+
+    def finish(self) -> None:
+        """Wait for what was started: its episodes end under the weights that they began with."""
+        if self._started is None:
+            return
+        (step, num_tasks, episodes), self._started = self._started, None
+        self._ahead = self._gather(episodes.result(), step, num_tasks, self._config.rollout.group_size)
+        # Before a checkpoint can keep them.
+        self._refuse_missing_skills(self._ahead.analyzer_metrics)
 
     def validate(self, tasks: Sequence[Task]) -> tuple[Trajectory, ...]:
         """One episode of each task at the validation temperature, with the same seeds at every call."""
-        return self._play(tasks, 1, self._config.rollout.validation_temperature, 0, None, "validation")
+        settings = self._settings(self._config.rollout.validation_temperature)
+        played = self._worker.collect_sync(self._mine(tasks), 1, settings, training_step=0, label="validation")
+        collected = self._gather(played, 0, len(tasks), 1)
+        self.metrics, self.analyzer_metrics = collected.metrics, collected.analyzer_metrics
+        return collected.trajectories
 
     def push(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Give the engine the weights of `version` (the number of training steps done)."""
+        """Give the engine the weights of `version` (the number of training steps done).
+
+        Episodes that were started end before.
+        """
+        self.finish()
         self._sync.push(named_tensors, version)
         all_gather_text("")  # no rank may ask a server before all of them have the weights
+
+    def state(self) -> str:
+        """What a checkpoint keeps: the episodes played ahead, which no later weights could play again; else empty."""
+        return "" if self._ahead is None else self._ahead.to_json()
+
+    def restore(self, state: str) -> None:
+        """Go on with the episodes that a checkpoint kept."""
+        self._ahead = Collected.from_json(state) if state else None
 
     def waiting(self) -> list[str]:
         """What episodes wait for at the moment, a line each; callable from any thread."""
@@ -104,6 +134,7 @@ class Rollout:
                 stack.callback(self._launcher.close)
             stack.callback(self._worker.close)
             stack.callback(lambda: self._worker.run(self._engine.close()))
+            self._worker.loop.stop()
             if self._analyzer is not None:
                 self._worker.run(self._analyzer.close())
 
@@ -113,19 +144,33 @@ class Rollout:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _play(self, tasks, group_size, temperature, step, annotator, label) -> tuple[Trajectory, ...]:
-        mine = tasks[self._rank :: self._num_ranks]
-        played = self._worker.collect_sync(
-            mine, group_size, self._settings(temperature), training_step=step, annotator=annotator, label=label
+    def _mine(self, tasks: Sequence[Task]) -> Sequence[Task]:
+        return tasks[self._rank :: self._num_ranks]
+
+    def _training_episodes(self, tasks: Sequence[Task], step: int) -> Coroutine[Any, Any, list[Trajectory]]:
+        """This rank's training episodes of `step`, skills attached."""
+
+        async def annotate(trajectory: Trajectory) -> HindsightSkills | None:
+            if not is_scheduled(trajectory, step, self._config.skills):
+                return None
+            return await self._analyzer.analyze(trajectory)
+
+        rollout = self._config.rollout
+        return self._worker.collect(
+            self._mine(tasks),
+            rollout.group_size,
+            self._settings(rollout.temperature),
+            training_step=step,
+            annotator=annotate if self._analyzer is not None else None,
         )
+
+    def _gather(self, played: Sequence[Trajectory], step: int, num_tasks: int, group_size: int) -> Collected:
+        """This rank's episodes and those of the others."""
         analyzer = self._analyzer.counters() if self._analyzer is not None else {}
-        message = json.dumps([self._worker.metrics, analyzer, [to_json(trajectory) for trajectory in played]])
+        share = Collected(step, self._worker.metrics, analyzer, tuple(played)).to_json()
         # In a thread: while this rank waits for the others, its event loop mends engines that they wait for.
-        parts = [json.loads(text) for text in self._worker.run(asyncio.to_thread(all_gather_text, message))]
-        trajectories = _in_task_order([[from_json(line) for line in part[2]] for part in parts], len(tasks), group_size)
-        self.metrics = _combine([part[0] for part in parts]) | summarize(trajectories)
-        self.analyzer_metrics = _combine([part[1] for part in parts])
-        return trajectories
+        texts = self._worker.run(asyncio.to_thread(all_gather_text, share))
+        return join_shares([Collected.from_json(text) for text in texts], num_tasks, group_size)
 
     def _make_engine(self, directory: Path) -> Engine:
         config = self._config
@@ -148,9 +193,8 @@ class Rollout:
         urls = tuple(json.loads(all_gather_text(json.dumps(urls))[0]))
         return make_pool(config, urls, self._launcher)
 
-    def _refuse_missing_skills(self) -> None:
+    def _refuse_missing_skills(self, counts: Mapping[str, float]) -> None:
         """Training without the skills that were asked for would silently be another method."""
-        counts = self.analyzer_metrics
         # Rules that find nothing to say of an episode are no outage.
         failures = counts.get("failures", 0) - counts.get("failures_rules", 0)
         analyses = counts.get("analyses", 0)
@@ -188,25 +232,3 @@ class Rollout:
             stop_token_ids=(self.tokenizer.eos_token_id,),
             vocab_size=self._vocab_size,
         )
-
-
-def _in_task_order(shares: Sequence[Sequence[Trajectory]], num_tasks: int, group_size: int) -> tuple[Trajectory, ...]:
-    """Undo the deal: rank r played tasks r, r + ranks, r + 2·ranks, ..."""
-    ordered: list[Trajectory] = []
-    for task in range(num_tasks):
-        turn, rank = divmod(task, len(shares))
-        ordered += shares[rank][turn * group_size : (turn + 1) * group_size]
-    return tuple(ordered)
-
-
-def _combine(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    combined: dict[str, float] = {}
-    for name in {name: None for part in parts for name in part}:
-        values = [part[name] for part in parts if name in part]
-        if name in LARGEST or name.startswith(SEEN_BY_ALL):
-            combined[name] = max(values)
-        elif name in AVERAGED:
-            combined[name] = sum(values) / len(values)
-        else:
-            combined[name] = sum(values)
-    return combined

@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from megatron_opid.actor.actor import Actor
-from megatron_opid.actor.checkpoint_directory import latest_checkpoint
+from megatron_opid.actor.checkpoint_directory import latest_checkpoint, read_attachment
 from megatron_opid.config import Config
 from megatron_opid.exchange import any_rank
 from megatron_opid.launch import request_flag
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+class Kept(Protocol):
+    """What goes on after a resume besides the actor: its state is kept in every checkpoint."""
+
+    def state(self) -> str: ...
+
+    def restore(self, state: str) -> None: ...
+
+
 class Run:
     """One training run in `config.run.dir`, resumed from its last checkpoint if it has one. A context manager.
 
@@ -35,14 +43,15 @@ class Run:
     128 + the signal's number, else 0.
     """
 
-    def __init__(self, config: Config, actor: Actor, *, entry_point: str, rank: int) -> None:
+    def __init__(self, config: Config, actor: Actor, *, entry_point: str, rank: int, kept: Kept | None = None) -> None:
         self.exit_code = 0
+        self._kept = kept
         self._job = job_identity(entry_point, config)
         self.timer = Timer()
         self._config, self._actor, self._rank = config.run, actor, rank
         self._dir = Path(config.run.dir)
         checkpoint = latest_checkpoint(self._dir / "checkpoints")
-        self.start_step = actor.load(checkpoint)["step"] if checkpoint is not None else 0
+        self.start_step = self._resume(checkpoint) if checkpoint is not None else 0
         plain = save_config(self._dir, config) if rank == 0 else {}
         self._logger = MetricsLogger(
             self._dir,
@@ -67,6 +76,7 @@ class Run:
                     self._dir / "checkpoints",
                     step + 1,
                     state,
+                    attachment=self._kept.state() if self._kept is not None else "",
                     keep=self._config.keep_checkpoints,
                     waits=not self._config.async_checkpoints,
                 )
@@ -106,6 +116,13 @@ class Run:
 
     def __exit__(self, *exception: object) -> None:
         self._logger.close()
+
+    def _resume(self, checkpoint: Path) -> int:
+        """Returns: the step to go on with."""
+        state = self._actor.load(checkpoint)
+        if self._kept is not None:
+            self._kept.restore(read_attachment(checkpoint))
+        return state["step"]
 
     def _is_due(self, step: int, every: int) -> bool:
         return (step + 1) % every == 0 or step + 1 == self._config.num_steps

@@ -17,6 +17,7 @@ from envs.base import EnvironmentPackage, Task
 from rollout.agent_loop import EpisodeSettings, play_episode
 from rollout.engines.base import Engine
 from rollout.environments import EnvironmentPool, InlineEnvironments
+from rollout.event_loop import EventLoop
 from rollout.metrics import Tally, cost, summarize
 from rollout.process_environments import ProcessEnvironments
 from rollout.seeds import episode_seed
@@ -67,8 +68,7 @@ class RolloutWorker:
         self._max_concurrent_episodes = max_concurrent_episodes
         self._progress = sys.stderr.isatty() if progress is None else progress
         self.environments = _environments(package, options, num_processes, environment_timeout_s)
-        # One loop for all collections: HTTP clients and analyzers stay bound to the loop they were first used in.
-        self._runner = asyncio.Runner()
+        self.loop = EventLoop()
 
     def __enter__(self) -> RolloutWorker:
         return self
@@ -77,12 +77,13 @@ class RolloutWorker:
         self.close()
 
     def close(self) -> None:
+        self.loop.stop()
         self.environments.close()
-        self._runner.close()
+        self.loop.close()
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run any coroutine (a collection, the engine's pause, ...) to its end on the worker's event loop."""
-        return self._runner.run(coroutine)
+        return self.loop.run(coroutine)
 
     def collect_sync(self, *arguments: Any, **options: Any) -> list[Trajectory]:
         """`collect`, for callers without an event loop."""

@@ -155,7 +155,14 @@ class Actor:
         dist.barrier()
 
     def save(
-        self, directory: Path, step: int, trainer_state: dict[str, Any], *, keep: int = 2, waits: bool = True
+        self,
+        directory: Path,
+        step: int,
+        trainer_state: dict[str, Any],
+        *,
+        attachment: str = "",
+        keep: int = 2,
+        waits: bool = True,
     ) -> Path:
         """Write the checkpoint `directory`/step_`step` and point `directory`/latest to it; keep the newest `keep`.
 
@@ -164,7 +171,9 @@ class Actor:
         with parallel.device_context(self._device):
             gather_parameters(self._chunks)
             state = self._checkpoint_state()
-            return self._checkpoints.save(directory, step, state, trainer_state, keep=keep, waits=waits)
+            return self._checkpoints.save(
+                directory, step, state, trainer_state, attachment=attachment, keep=keep, waits=waits
+            )
 
     def finish_saves(self, *, waits: bool) -> None:
         """Publish the checkpoint that is written by now; with `waits`, the one still being written, too."""

@@ -25,6 +25,7 @@ from megatron_opid.actor.checkpoint_directory import (
     publish,
     read_description,
     refuse_other_model,
+    write_attachment,
 )
 from megatron_opid.actor.optimizer import Optimizer, prepare_torch_adam_for_checkpoint
 
@@ -55,12 +56,14 @@ class CheckpointWriter:
         state: CheckpointState,
         trainer_state: dict[str, Any],
         *,
+        attachment: str = "",
         keep: int,
         waits: bool,
     ) -> Path:
         """Write `directory`/step_`step`, then delete all but the newest `keep`.
 
-        `trainer_state` is any JSON value; it comes back from `load_checkpoint` as it was. Unless it `waits`, the
+        `trainer_state` is any JSON value; it comes back from `load_checkpoint` as it was. `attachment` is text of any
+        length, the same on all ranks, for checkpoint_directory.read_attachment. Unless it `waits`, the
         weights are copied, the call returns, and `finish` publishes the checkpoint.
         """
         self.finish(waits=True)
@@ -74,6 +77,8 @@ class CheckpointWriter:
         serialized = json.dumps(description, indent=1)
         temporary = _make_temporary(final)
         prepare_torch_adam_for_checkpoint(state.optimizer.megatron)
+        if attachment and dist.get_rank() == 0:
+            write_attachment(temporary, attachment)
         torch.save(_generator_states(), temporary / f"generators_{dist.get_rank()}.pt")
         request = dist_checkpointing.save(
             _sharded_state(state, is_loading=False), str(temporary / "megatron"), async_sharded_save=True

@@ -1,12 +1,14 @@
 """Where checkpoints lie and which one a run may resume from. Imports no torch, so a run is checked before it starts.
 
-`<directory>/step_N` holds checkpoint.json (below), generators_<rank>.pt and megatron/ (tensors, independent of the
-parallel layout). It is written as `step_N.tmp` and renamed when complete; then `<directory>/latest` names it. A process
-killed at any moment leaves the last complete checkpoint.
+`<directory>/step_N` holds checkpoint.json (below), generators_<rank>.pt, megatron/ (tensors, independent of the
+parallel layout) and, where the trainer has more to keep than a few numbers, attachment.gz (text). It is written as
+`step_N.tmp` and renamed when complete; then `<directory>/latest` names it. A process killed at any moment leaves the
+last complete checkpoint.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from dataclasses import asdict
@@ -18,6 +20,7 @@ from megatron_opid.weights.hf_config import ModelShape, parse_hf_config
 
 LATEST = "latest"
 DESCRIPTION = "checkpoint.json"
+ATTACHMENT = "attachment.gz"
 
 
 class CheckpointError(ValueError):
@@ -67,6 +70,23 @@ def read_description(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is no complete checkpoint: {DESCRIPTION} is missing; use another") from None
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path / DESCRIPTION} is torn ({error}); use another checkpoint") from error
+
+
+def write_attachment(path: Path, text: str) -> None:
+    """Put the trainer's text into the checkpoint directory `path`."""
+    with gzip.open(path / ATTACHMENT, "wt", compresslevel=3, encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+
+
+def read_attachment(path: Path) -> str:
+    """What `write_attachment` wrote; empty where it did not. Raises: CheckpointError if it is torn."""
+    try:
+        with gzip.open(path / ATTACHMENT, "rt", encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+    except (OSError, EOFError) as error:
+        raise CheckpointError(f"{path / ATTACHMENT} is torn ({error}); use another checkpoint") from error
 
 
 def refuse_other_model(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -48,8 +48,8 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(
 ):
     """SIGTERM and SIGUSR1 save after the step in progress; SIGKILL of everything falls back to the last checkpoint."""
     overrides = small_run.overrides(tmp_path, run__async_checkpoints=number == signal.SIGUSR1)
-    process = _start(overrides)
-    _wait_for_step(tmp_path, process, step=2 if number == signal.SIGKILL else 0)
+    process = start(overrides)
+    wait_for_step(tmp_path, process, step=2 if number == signal.SIGKILL else 0)
     if number == signal.SIGKILL:
         os.killpg(process.pid, number)
     else:
@@ -59,20 +59,20 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(
     assert (tmp_path / "checkpoints" / "latest").is_file()
     finished = run_module("megatron_opid.train", overrides)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert _timeless(tmp_path) == _timeless(uninterrupted)
+    assert timeless(tmp_path) == timeless(uninterrupted)
     assert (tmp_path / "hf" / "model.safetensors").read_bytes() == (
         uninterrupted / "hf" / "model.safetensors"
     ).read_bytes()
 
 
-def _start(overrides: list[str]) -> subprocess.Popen:
+def start(overrides: list[str]) -> subprocess.Popen:
     command = [sys.executable, "-m", "megatron_opid.train", *overrides]
     return subprocess.Popen(
         command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True
     )
 
 
-def _wait_for_step(run_dir: Path, process: subprocess.Popen, step: int) -> None:
+def wait_for_step(run_dir: Path, process: subprocess.Popen, step: int) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the run ended by itself, exit code {process.returncode}"
@@ -83,7 +83,7 @@ def _wait_for_step(run_dir: Path, process: subprocess.Popen, step: int) -> None:
     raise AssertionError(f"step {step} was not logged within 120 s")
 
 
-def _timeless(run_dir: Path) -> list[dict]:
+def timeless(run_dir: Path) -> list[dict]:
     return [
         {name: value for name, value in line.items() if not is_wall_clock(name)}
         for line in read_metrics(run_dir / "metrics.jsonl")
