@@ -45,7 +45,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class RankEnd:
-    """How a rank ended: its exit code (-n: by signal n), and whether that was asked for by a signal of the launcher."""
+    """How a rank ended: its exit code (-n: by signal n), and whether a signal that the launcher got or sent asked."""
 
     rank: int
     code: int
@@ -117,12 +117,15 @@ def wait_for_ranks(
     ends: dict[int, RankEnd] = {}
     due_s: dict[int, float] = {}
     sent: set[int] = set()
+    gone: set[int] = set()
     while len(ends) < len(ranks):
         time.sleep(POLL_S)
-        for rank, process in enumerate(ranks, start=first_rank):
-            if rank not in ends and process.poll() is not None:
-                code = process.returncode
-                ends[rank] = RankEnd(rank, code, obeyed=-code in sent or code - 128 in sent)
+        for rank in sorted(gone - ends.keys()):
+            code = ranks[rank - first_rank].returncode
+            signals = sent.union(caught)
+            ends[rank] = RankEnd(rank, code, obeyed=-code in signals or code - 128 in signals)
+        # A scheduler may signal ranks and launcher both, in any order: a rank is judged a round after its end.
+        gone.update(rank for rank, process in enumerate(ranks, start=first_rank) if process.poll() is not None)
         now_s = time.monotonic()
         if caught:
             due_s.setdefault(caught[0], now_s)

@@ -19,7 +19,9 @@ from envs.base import Environment
 
 def main(descriptor: int, package_name: str) -> None:
     """Serve until the socket closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; its end closes the socket
+    # Stopping is the parent's business, which may have a step to finish; its end closes the socket.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what environments print must not mix with the parent's output
     connection = Connection(descriptor)
     package = importlib.import_module(package_name)

@@ -2,7 +2,8 @@
 
 Each node runs `engine.num_servers` servers on its first GPUs, on the ports from ENGINE_PORT on; the trainer's nodes
 compute the same addresses from ENGINE_HOSTS. A server that ends is started again, a few times. They serve whoever has
-the job's key, until the step ends.
+the job's key, until SIGUSR2. SIGTERM is ignored: Slurm sends it to every step when it takes the nodes back, and the
+trainer needs its engines to finish a step and save.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from megatron_opid.launch import EXIT_BAD_INPUT, request_flag
 
 POLL_S = 0.5
 PROGRESS_EVERY_S = 30.0
+END = signal.SIGUSR2  # from the batch script, when the trainer has ended
 MAX_RESTARTS = 3  # of each server
 
 
@@ -54,13 +56,14 @@ def wait_until_healthy(urls: Sequence[str], timeout_s: float) -> None:
 
 
 def serve(commands: Sequence[tuple[Sequence[str], Mapping[str, str]]], logs: Path) -> None:
-    """Keep a server running for each (arguments, environment), until SIGTERM.
+    """Keep a server running for each (arguments, environment), until END.
 
     Raises:
         EnginesError: one ended more than MAX_RESTARTS times; the message has its log.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    stop = request_flag([signal.SIGTERM])
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stop = request_flag([END])
     node = os.environ["SLURM_NODEID"]
     files = [logs / f"node_{node}_server_{index}.log" for index in range(len(commands))]
     servers = [_start(*command, log) for command, log in zip(commands, files, strict=True)]

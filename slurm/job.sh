@@ -2,10 +2,6 @@
 # What the batch scripts share: the site's settings, what is derived from SLURM_* variables, and the life of a job.
 # They run in the folder from which sbatch was called: the repository's root.
 set -uo pipefail
-if ! [ -f slurm/job.sh ]; then
-    echo "call sbatch from the root of the repository: there is no slurm/job.sh in $PWD" >&2
-    exit 2
-fi
 # shellcheck source=slurm/site.sh
 source "${MEGATRON_OPID_SITE:-slurm/site.sh}"
 
@@ -106,8 +102,8 @@ wait_for_first() {
     done
 }
 
-# End a step: what srun stands for is killed with it.
+# Send signal $2 to a step, by way of its srun $1, and wait for its end.
 end_step() {
-    kill -TERM "$1" 2>/dev/null
+    kill "-$2" "$1" 2>/dev/null
     wait_for "$1"
 }

@@ -167,6 +167,18 @@ def test_a_process_killed_from_outside_is_replaced():
         assert worker.metrics["num_environment_restarts"] == 0  # counted per collection
 
 
+def test_a_stop_of_the_trainer_leaves_its_processes_their_step():
+    """Slurm and terminals signal children as well; the trainer finishes a step first."""
+    with make_worker(num_processes=1) as worker:
+        collect(worker)
+        pid = worker.environments.processes[0].pid
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.kill(pid, number)
+        collect(worker)
+        assert worker.environments.processes[0].pid == pid
+        assert worker.metrics["num_environment_restarts"] == 0
+
+
 @pytest.mark.parametrize("num_processes", [0, 1])
 def test_an_episode_that_fails_twice_is_kept_as_a_failure(num_processes):
     with make_worker(num_processes=num_processes) as worker:

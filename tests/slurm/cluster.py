@@ -1,7 +1,7 @@
 """A real Slurm of a few virtual nodes on this machine, under one directory, gone without a trace when its `with` ends.
 
-Each node is a slurmd; where the machine allows it, in namespaces of its own (mount, UTS, PID), so that `hostname` says
-n1, and ending the node's first process ends everything on it, as a power cut would.
+Each node is a slurmd in namespaces of its own (mount, UTS, PID), so that `hostname` says n1, names of nodes have
+addresses, and ending the node's first process ends everything on it, as a power cut would.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import psutil
 
 TOOLS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "unshare")
 NAMESPACES = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+PORTS_PER_CLUSTER = 200
 MARK = "MEGATRON_OPID_TEST_CLUSTER"  # in the environment of everything the cluster starts: how stragglers are found
 NODE_MAIN = """
 mount -n --bind "$1/etc/hosts" /etc/hosts && hostname "$2" || exit 1
@@ -27,26 +29,52 @@ while kill -0 $! 2>/dev/null; do wait $!; done
 """
 
 
-def missing_tools() -> list[str]:
-    """What of Slurm is not installed here."""
-    return [tool for tool in TOOLS if shutil.which(tool, path=_PATH) is None]
+def obstacles() -> list[str]:
+    """Why there can be no cluster on this machine; empty where there can."""
+    if missing := [tool for tool in TOOLS if shutil.which(tool, path=_PATH) is None]:
+        return [f"{', '.join(missing)} not found: apt-get install slurmctld slurmd slurm-client munge"]
+    if os.geteuid() != 0:
+        return ["a test cluster needs root"]
+    probe = "mount -n --bind /etc/hosts /etc/hosts && hostname n1"
+    done = subprocess.run([*NAMESPACES, "bash", "-c", probe], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return [
+            "its nodes need namespaces of their own, which this machine refuses "
+            f"({done.stderr.strip() or f'exit code {done.returncode}'}): run it with CAP_SYS_ADMIN "
+            "(docker run --privileged)"
+        ]
+    return []
 
 
-def can_isolate() -> bool:
-    """Whether a node may have namespaces of its own."""
-    return subprocess.run([*NAMESPACES, "true"], capture_output=True, check=False).returncode == 0
+def free_ports() -> int:
+    """The first of PORTS_PER_CLUSTER ports of which none is in use, below those that the kernel gives out.
+
+    Raises:
+        OSError: there is no such range.
+    """
+    for first in range(16000, 20000, PORTS_PER_CLUSTER):
+        try:
+            for port in range(first, first + PORTS_PER_CLUSTER):
+                with socket.socket() as probe:
+                    probe.bind(("0.0.0.0", port))
+        except OSError:
+            continue
+        return first
+    raise OSError(f"no {PORTS_PER_CLUSTER} free ports in a row between 16000 and 20000")
 
 
 class Cluster:
-    """`with Cluster(directory, num_nodes=3) as cluster: cluster.run("sbatch", ...)`.
+    """`with Cluster(directory, num_nodes=3, num_aside=1) as cluster: cluster.run("sbatch", ...)`.
 
-    Partitions: main, and low and high over the same nodes, where high preempts low. Eight GPUs a node are declared.
-    `directory` must be short: a Unix socket's path has 107 bytes.
+    Partitions: main, and low and high over the same nodes, where high preempts low; aside has `num_aside` more, for
+    jobs that run beside all others. Eight GPUs a node are declared. `directory` must be short: a Unix socket's path has
+    107 bytes.
     """
 
-    def __init__(self, directory: Path, *, num_nodes: int, port: int) -> None:
-        self.nodes = [f"n{index}" for index in range(1, num_nodes + 1)]
-        self.directory, self._port = directory, port
+    def __init__(self, directory: Path, *, num_nodes: int, num_aside: int) -> None:
+        names = [f"n{index}" for index in range(1, num_nodes + num_aside + 1)]
+        self.nodes, self._aside = names[:num_nodes], names[num_nodes:]
+        self.directory, self._port = directory, free_ports()
         self._processes: dict[str, subprocess.Popen] = {}
         self.environment = os.environ | {
             "PATH": _PATH,
@@ -62,7 +90,7 @@ class Cluster:
             self._wait("munged", ["munge", "-S", str(self.directory / "run/munge.sock"), "-n"])
             self._start("slurmctld", "slurmctld", "-D", "-c")
             self._wait("slurmctld", ["scontrol", "ping"])
-            for node in self.nodes:
+            for node in (*self.nodes, *self._aside):
                 self.start_node(node)
             self.wait_for_nodes()
         except BaseException:
@@ -102,29 +130,34 @@ class Cluster:
         """Poll until `condition()` is true; returns its value."""
         deadline_s = time.monotonic() + timeout_s
         while not (value := condition()):
-            assert time.monotonic() < deadline_s, f"waited {timeout_s} s in vain for {what}\n{self.run('squeue', '-a')}"
+            assert time.monotonic() < deadline_s, f"waited {timeout_s:.0f} s in vain for {what}\n{self._state()}"
             time.sleep(0.1)
         return value
 
-    def wait_for_nodes(self) -> None:
-        """Wait until every node is up and free."""
-        self.wait_until(lambda: self._num_idle() == len(self.nodes), timeout_s=60, what="all nodes to be idle")
+    def wait_for_nodes(self, *, timeout_s: float = 120) -> None:
+        """Wait until every node of main is up and free."""
+        self.wait_until(lambda: self._num_idle() == len(self.nodes), timeout_s=timeout_s, what="all nodes to be idle")
 
     def start_node(self, node: str) -> None:
         """Boot a node, also again after `crash_node`."""
         (self.directory / "spool" / node).mkdir(parents=True, exist_ok=True)
-        if can_isolate():
-            self._start(node, *NAMESPACES, "--", "bash", "-c", NODE_MAIN, "node", str(self.directory), node)
-        else:
-            self._start(node, "slurmd", "-D", "-N", node)
+        self._start(node, *NAMESPACES, "--", "bash", "-c", NODE_MAIN, "node", str(self.directory), node)
 
     def crash_node(self, node: str) -> None:
         """Cut a node's power: nothing on it gets to say a word."""
         process = self._processes.pop(node)
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
+        for first in psutil.Process(process.pid).children():  # with it the kernel ends its whole PID namespace
+            first.kill()
         process.wait()
+
+    def tidy(self) -> None:
+        """End what a test has left: jobs (but those aside) cancelled, dead nodes booted, all nodes free."""
+        for partition in ("main", "low", "high"):
+            self.run("scancel", "--partition", partition, check=False)
+        for node in self.nodes:
+            if node not in self._processes:
+                self.start_node(node)
+        self.wait_for_nodes()
 
     def _start(self, name: str, *command: str) -> None:
         with (self.directory / "log" / f"{name}.out").open("ab") as log:
@@ -136,14 +169,14 @@ class Cluster:
         def answers() -> bool:
             return subprocess.run(probe, env=self.environment, capture_output=True, check=False).returncode == 0
 
-        self.wait_until_quietly(answers, name)
-
-    def wait_until_quietly(self, condition: Callable[[], bool], name: str) -> None:
-        deadline_s = time.monotonic() + 20
-        while not condition():
+        deadline_s = time.monotonic() + 60
+        while not answers():
             log = (self.directory / "log" / f"{name}.out").read_text(errors="replace")
             assert time.monotonic() < deadline_s, f"{name} does not answer:\n{log[-2000:]}"
             time.sleep(0.05)
+
+    def _state(self) -> str:
+        return self.run("squeue", "-a", check=False) + "\n" + self.run("sinfo", "-N", "-l", check=False)
 
     def _num_idle(self) -> int:
         return len(self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N", check=False).split())
@@ -182,20 +215,18 @@ class Cluster:
         key = etc / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
-        addresses = {node: f"127.0.1.{index}" for index, node in enumerate(self.nodes, start=1)}
-        names = {"localhost": "127.0.0.1", host: "127.0.0.1"} | addresses
-        (etc / "hosts").write_text("".join(f"{address} {name}\n" for name, address in names.items()))
+        names = (*self.nodes, *self._aside)
+        addresses = {node: f"127.0.1.{index}" for index, node in enumerate(names, start=1)}
+        hosts = {"localhost": "127.0.0.1", host: "127.0.0.1"} | addresses
+        (etc / "hosts").write_text("".join(f"{address} {name}\n" for name, address in hosts.items()))
         for gpu in range(8):
             (self.directory / "dev" / f"gpu{gpu}").symlink_to("/dev/null")
-        everyone = f"n[1-{len(self.nodes)}]"
         (etc / "gres.conf").write_text(
-            f"AutoDetect=off\nNodeName={everyone} Name=gpu File={self.directory}/dev/gpu[0-7]\n"
+            f"AutoDetect=off\nNodeName={','.join(names)} Name=gpu File={self.directory}/dev/gpu[0-7]\n"
         )
         (etc / "cgroup.conf").touch()
-        isolated = can_isolate()
         node_lines = [
-            f"NodeName={node} NodeHostname={node if isolated else host} NodeAddr={address} Port={self._port + index} "
-            "CPUs=64 RealMemory=500000 Gres=gpu:8"
+            f"NodeName={node} NodeAddr={address} Port={self._port + index} CPUs=64 RealMemory=500000 Gres=gpu:8"
             for index, (node, address) in enumerate(addresses.items(), start=1)
         ]
         text = CONFIGURATION.format(
@@ -204,7 +235,8 @@ class Cluster:
             port=self._port,
             first_srun_port=self._port + 100,
             last_srun_port=self._port + 199,
-            everyone=everyone,
+            nodes=",".join(self.nodes),
+            aside=",".join(self._aside),
         )
         (etc / "slurm.conf").write_text(text + "\n".join(node_lines) + "\n")
 
@@ -218,6 +250,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 AuthInfo=socket={directory}/run/munge.sock,cred_expire=5
 SlurmctldPort={port}
+FirstJobId={port}
 SrunPortRange={first_srun_port}-{last_srun_port}
 SlurmctldPidFile={directory}/run/slurmctld.pid
 SlurmdPidFile={directory}/run/slurmd.%n.pid
@@ -243,7 +276,8 @@ SlurmctldTimeout=10
 TCPTimeout=3
 MinJobAge=900
 AccountingStorageType=accounting_storage/none
-PartitionName=main Nodes={everyone} Default=YES MaxTime=INFINITE PriorityTier=5 PreemptMode=OFF
-PartitionName=low Nodes={everyone} MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
-PartitionName=high Nodes={everyone} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
+PartitionName=main Nodes={nodes} Default=YES MaxTime=INFINITE PriorityTier=5 PreemptMode=OFF
+PartitionName=low Nodes={nodes} MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=high Nodes={nodes} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
+PartitionName=aside Nodes={aside} MaxTime=INFINITE PriorityTier=5 PreemptMode=OFF
 """

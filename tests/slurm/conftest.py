@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from slurm.site import ROOT
-from tests.slurm.cluster import Cluster, missing_tools
+from tests.slurm.cluster import Cluster, obstacles
 
 # `python` of the light jobs: the same interpreter, with stand-ins for what imports torch.
 LIGHT_PYTHON = """#!/usr/bin/env bash
 arguments=("${{@/#megatron_opid.train/tests.slurm.light_trainer}}")
+arguments=("${{arguments[@]/#megatron_opid.sft/tests.slurm.light_trainer}}")
 exec {python} "${{arguments[@]/#slurm.engines/tests.slurm.light_engines}}"
 """
 
@@ -38,8 +37,11 @@ class Jobs:
     def submit(self, *words: object) -> str:
         """`sbatch words`; the job's number."""
         output = f"--output={self.directory}/%x-%j.out"
-        arguments = ["sbatch", "--parsable", output, *words]
-        return self.cluster.run(*arguments, cwd=ROOT, env=self.all_variables)
+        return self.run("sbatch", "--parsable", output, *words)
+
+    def run(self, *command: object) -> str:
+        """A command in the repository's root, with the cluster and the settings of these jobs; its output."""
+        return self.cluster.run(*command, cwd=ROOT, env=self.all_variables)
 
     @property
     def all_variables(self) -> dict[str, str]:
@@ -53,22 +55,30 @@ class Jobs:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    if missing := missing_tools():
-        pytest.fail(f"{', '.join(missing)} not found; apt-get install slurmctld slurmd slurm-client munge")
-    if os.geteuid() != 0:
-        pytest.fail("a test cluster needs root")
-    directory = Path(tempfile.gettempdir()) / f"opid_slurm_{uuid.uuid4().hex[:8]}"
-    with Cluster(directory, num_nodes=3, port=17800) as cluster:
+    if reasons := obstacles():
+        pytest.fail(f"no test cluster here: {'; '.join(reasons)}", pytrace=False)
+    with Cluster(Path("/tmp") / f"opid_slurm_{uuid.uuid4().hex[:8]}", num_nodes=3, num_aside=3) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def tidy_cluster(cluster: Cluster) -> Iterator[None]:
+    """What one test leaves behind does not reach the next."""
+    yield
+    cluster.tidy()
 
 
 @pytest.fixture
 def light_jobs(cluster: Cluster, tmp_path: Path) -> Jobs:
     """Jobs of the same scripts with stand-ins for trainer and engines."""
-    binaries = tmp_path / "environment" / "bin"
+    return make_light_jobs(cluster, tmp_path)
+
+
+def make_light_jobs(cluster: Cluster, directory: Path) -> Jobs:
+    binaries = directory / "environment" / "bin"
     binaries.mkdir(parents=True)
     python = binaries / "python"
     python.write_text(LIGHT_PYTHON.format(python=sys.executable))
     python.chmod(0o755)
     (binaries / "activate").write_text(f"PATH={binaries}:$PATH\n")
-    return Jobs(cluster, tmp_path, {"VIRTUAL_ENVIRONMENT": str(binaries.parent)})
+    return Jobs(cluster, directory, {"VIRTUAL_ENVIRONMENT": str(binaries.parent)})

@@ -75,6 +75,16 @@ def test_a_signal_leaves_the_ranks_time_for_their_step(tmp_path: Path):
     assert screen.endswith("stopped by SIGTERM; the same command resumes from the last checkpoint\n")
 
 
+def test_a_signal_may_reach_the_ranks_before_their_launcher(tmp_path: Path):
+    """Slurm signals every process of a step: a rank that obeys at once has not failed."""
+    with two_running_ranks(tmp_path, seconds_to_stop=0) as (launcher, pids):
+        for pid in (*pids, launcher.pid):
+            os.kill(pid, signal.SIGTERM)
+        _, screen = launcher.communicate(timeout=30)
+    assert launcher.returncode == 128 + signal.SIGTERM
+    assert screen.endswith("stopped by SIGTERM; the same command resumes from the last checkpoint\n")
+
+
 def test_only_this_machine_can_reach_the_ranks(tmp_path: Path):
     with two_running_ranks(tmp_path, seconds_to_stop=0) as (launcher, pids):
         assert listening_addresses(launcher.pid) == set()
