@@ -1,7 +1,7 @@
 """Lucene's EnglishAnalyzer: UAX#29 words, 's taken off, lower case, 33 stop words taken out, Porter stems.
 
 Unicode Standard Annex 29, word boundaries; rule numbers below are the annex's. As Lucene does, ideographs and hiragana
-are single-character tokens, and a run of Thai, Lao, Khmer or Burmese text is one token.
+are single-character tokens, a run of Thai, Lao, Khmer or Burmese text is one token, and so is an emoji sequence.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 
 import regex
 
+from envs.bm25.pictographs import pictograph_class
 from envs.bm25.porter import stem
 
 STOP_WORDS = frozenset(
@@ -39,13 +40,17 @@ _UNICODE_WORD = regex.compile(
       (?P<hebrew>   \p{WB=Hebrew_Letter} (?&x) (?: ' (?&x) | (?: " (?&x) \p{WB=Hebrew_Letter} (?&x) )+ ) )  # WB7a-c
       (?P<letters>  (?&letter) (?: [\p{WB=MidLetter}\p{WB=MidNumLet}'] (?&x) (?&letter) )* )            # WB5-7
       (?P<digits>   (?&digit) (?: [\p{WB=MidNum}\p{WB=MidNumLet}'] (?&x) (?&digit) )* )                 # WB8, 11, 12
+      (?P<emoji>    (?: PICTOGRAPH | \p{Emoji_Modifier} ) \ufe0f? (?: (?![\ufe0e\ufe0f]) (?&x) )? )
       (?P<unit>     (?&kana)+ | (?: (?&letters) | (?&digits) )+ )                                       # WB9, 10, 13
     )
     (?&joiner)* (?&unit) (?: (?&joiner)+ (?&unit) )* (?&joiner)*                                        # WB13a, b
+    | \p{Regional_Indicator} (?&x) \p{Regional_Indicator} (?&x)                                          # a flag
+    | [\d\#*] \ufe0f? \u20e3 (?&x)                                                                       # a key
+    | (?&emoji) (?: (?<=\u200d) (?&emoji) )*
     | \p{Script=Han} (?&x)
     | \p{Script=Hiragana} (?&x)
     | (?: \p{Line_Break=Complex_Context} (?&x) )+
-    """,
+    """.replace("PICTOGRAPH", pictograph_class()),
     regex.VERBOSE,
 )
 

@@ -120,13 +120,14 @@ def make_app(service: Service, backend_name: str, num_documents: int) -> FastAPI
 
     @app.post("/retrieve")
     async def retrieve(request: Request) -> Response:
-        start_s = time.perf_counter()
+        start_s, status = time.perf_counter(), 500
         try:
             status, body = 200, await service.retrieve(request)
         except _Refused as refused:
             status, body = refused.status, orjson.dumps({"detail": str(refused)})
-        service.metrics.requests.labels(str(status)).inc()
-        service.metrics.latency.observe(time.perf_counter() - start_s)
+        finally:  # a fault of the back end goes on to uvicorn, which answers 500 and logs it
+            service.metrics.requests.labels(str(status)).inc()
+            service.metrics.latency.observe(time.perf_counter() - start_s)
         headers = {"Retry-After": "1"} if status == 429 else None
         return Response(body, status, headers, "application/json")
 
