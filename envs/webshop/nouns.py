@@ -1,7 +1,8 @@
 """The nouns of product titles, which decide whether a purchase is of the right kind.
 
 The official reward takes the tokens that spaCy's `en_core_web_sm` tags NOUN or PROPN. Where that model is not installed
-a list of words that are not nouns stands in: of a title, nearly all other words are (model names, materials, things).
+lists of words that are not nouns stand in. In a title with capitals the model tags nearly every word PROPN, adjectives
+too (`New Classic Loafers`), so only words like `for`, `fully` and `included` are taken out there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Tagger = Callable[[Sequence[str]], list[tuple[str, ...]]]
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?", re.UNICODE)
 
 _NOT_NOUNS = frozenset((Path(__file__).parent / "data" / "not_nouns.txt").read_text().split())
-_ENDINGS = ("ly", "able", "ible", "ful", "less", "ous")
+_ENDINGS = ("able", "ible", "ful", "less", "ous")
+_NEVER_NOUNS = frozenset((Path(__file__).parent / "data" / "never_nouns.txt").read_text().split())
 
 
 @cache
@@ -46,6 +48,13 @@ def make_tagger(method: str) -> Tagger:
 
 
 def approximate_nouns(title: str) -> tuple[str, ...]:
-    """The words of a title that are neither short, nor numbers, nor in a list of common words of other kinds."""
-    words = (word.lower() for word in _WORD.findall(title))
-    return tuple(word for word in words if len(word) > 1 and word not in _NOT_NOUNS and not word.endswith(_ENDINGS))
+    """The words of a title that are neither single letters, nor numbers, nor known to be of another kind."""
+    return tuple(word.lower() for word in _WORD.findall(title) if len(word) > 1 and not _is_of_another_kind(word))
+
+
+def _is_of_another_kind(word: str) -> bool:
+    lowered = word.lower()
+    if lowered in _NEVER_NOUNS or (len(word) > 5 and lowered.endswith("ly")):
+        return True
+    is_adjective = lowered in _NOT_NOUNS or (len(word) > 6 and lowered.endswith(_ENDINGS))
+    return is_adjective and not word[0].isupper()
