@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rollout.compact import from_compact, to_compact
 from rollout.metrics import summarize
-from rollout.trajectory import Trajectory, from_json, to_json
+from rollout.trajectory import Trajectory
 
 # How the ranks' own figures become one: what is not named here is added up.
 LARGEST = ("seconds", "annotator_exposed_s", "latency_p95_s")
@@ -26,12 +27,12 @@ class Collected:
     trajectories: tuple[Trajectory, ...]
 
     def to_json(self) -> str:
-        return json.dumps(vars(self) | {"trajectories": [to_json(trajectory) for trajectory in self.trajectories]})
+        return json.dumps(vars(self) | {"trajectories": [to_compact(trajectory) for trajectory in self.trajectories]})
 
     @classmethod
     def from_json(cls, text: str) -> Collected:
         data = json.loads(text)
-        return cls(**data | {"trajectories": tuple(from_json(line) for line in data["trajectories"])})
+        return cls(**data | {"trajectories": tuple(map(from_compact, data["trajectories"]))})
 
 
 def join_shares(shares: Sequence[Collected], num_tasks: int, group_size: int) -> Collected:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from envs.base import PromptView, Task
 
@@ -81,16 +82,25 @@ def recent(steps: Sequence[Step], length: int) -> tuple[tuple[str, str], ...]:
 
 def to_json(trajectory: Trajectory) -> str:
     """One line of JSON."""
-    # Not dataclasses.asdict: it copies every token id and log-prob one by one, which costs more than all the rest.
-    fields = {**vars(trajectory), "task": vars(trajectory.task), "steps": [vars(step) for step in trajectory.steps]}
-    if trajectory.skills is not None:
-        fields["skills"] = vars(trajectory.skills)
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(to_fields(trajectory), ensure_ascii=False, separators=(",", ":"))
 
 
 def from_json(line: str) -> Trajectory:
     """The inverse of `to_json`, field for field."""
-    data = json.loads(line)
+    return from_fields(json.loads(line))
+
+
+def to_fields(trajectory: Trajectory) -> dict[str, Any]:
+    """A trajectory as dictionaries, which share its values."""
+    # Not dataclasses.asdict: it copies every token id and log-prob one by one, which costs more than all the rest.
+    fields = {**vars(trajectory), "task": vars(trajectory.task), "steps": [vars(step) for step in trajectory.steps]}
+    if trajectory.skills is not None:
+        fields["skills"] = vars(trajectory.skills)
+    return fields
+
+
+def from_fields(data: Mapping[str, Any]) -> Trajectory:
+    """The inverse of `to_fields`, also where JSON made lists of tuples."""
     skills = data["skills"]
     return Trajectory(
         **{
@@ -108,7 +118,7 @@ def with_skills(trajectory: Trajectory, skills: HindsightSkills | None) -> Traje
     return replace(trajectory, skills=skills)
 
 
-def _step(data: dict) -> Step:
+def _step(data: Mapping[str, Any]) -> Step:
     lists = ("admissible", "prompt_ids", "response_ids", "response_logprobs")
     affordances = {kind: tuple(names) for kind, names in data.get("affordances", {}).items()}
     return Step(**{**data, **{name: tuple(data[name]) for name in lists}, "affordances": affordances})

@@ -10,6 +10,7 @@ the next ones wait until it is complete. Where one fails, Slurm cancels those af
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -82,6 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         if request.job not in ("train", "disaggregated") or request.seeds:
             raise ConfigError(["a chain trains one seed: set job=train or disaggregated, and no seeds"])
         site, config = read_site(), load(rest)
+        os.environ.update(site.environment)  # MODELS_ROOT and the like, as the jobs will have them
         found = stages(request, rest, config, sft_experiment)
         # Of a cold start all is known now; what comes later has the same shape, only its weights do not exist yet.
         first = found[0].request.job if config.sft.demonstrations else request.job

@@ -11,6 +11,7 @@ goes to the job. --submit submits it and prints its number; --render prints a ba
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError(["--submit and --render exclude each other"])
         request, rest = parse([argument for argument in arguments if argument not in modes])
         site, config = read_site(), None
+        os.environ.update(site.environment)  # MODELS_ROOT and the like, as the job will have them
         if request.job in CONFIGURED_JOBS:
             config = load([word.replace("%a", "0") for word in rest if not word.startswith("-") and "=" in word])
             if faults := job_faults(request, config, site):

@@ -19,6 +19,7 @@ SBATCH_OPTIONS = {
     "SBATCH_RESERVATION": "reservation",
     "SBATCH_CONSTRAINT": "constraint",
 }
+OF_BASH = ("_", "OLDPWD", "PWD", "SHLVL")
 
 
 @dataclass(frozen=True)
@@ -51,4 +52,5 @@ def read_site() -> Site:
     gpus, logs, *variables = done.stdout.rstrip("\0").split("\0")
     if not gpus.isdigit():
         raise ConfigError([f"{path}: GPUS_PER_NODE={gpus!r} is no number; set 0 for nodes without GPUs"])
-    return Site(int(gpus), Path(logs), dict(variable.partition("=")[::2] for variable in variables))
+    environment = dict(variable.partition("=")[::2] for variable in variables)
+    return Site(int(gpus), Path(logs), {name: value for name, value in environment.items() if name not in OF_BASH})

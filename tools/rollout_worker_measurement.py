@@ -23,8 +23,14 @@ from envs.alfworld.games import list_games
 from envs.base import Task
 from rollout.agent_loop import EpisodeSettings
 from rollout.engines.base import Generation, Sampling
-from rollout.trajectory import from_json, to_json
 from rollout.worker import RolloutWorker
+
+try:
+    from rollout.compact import from_compact as from_fields
+    from rollout.compact import to_compact as to_fields
+except ImportError:  # a commit before it
+    from rollout.trajectory import from_json as from_fields
+    from rollout.trajectory import to_json as to_fields
 
 START, END = "<|im_start|>", "<|im_end|>"
 # What Qwen3's template makes of one user turn with thinking off.
@@ -127,11 +133,12 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     if request.get("profile"):
         pstats.Stats(profile).sort_stats("tottime").print_stats(45)
     started_s = time.process_time()
-    lines = [to_json(trajectory) for trajectory in played]
+    sent = json.dumps([to_fields(trajectory) for trajectory in played])
     encoded_s = time.process_time()
-    for line in lines:
-        from_json(line)
+    received = [from_fields(fields) for fields in json.loads(sent)]
     decoded_s = time.process_time()
+    if received != played:
+        raise RuntimeError("the trajectories are not what was sent")
     steps = [step for trajectory in played for step in trajectory.steps]
     failures = {trajectory.failure for trajectory in played} - {None}
     if failures:
@@ -141,7 +148,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "cpu_s": cpu_s,
         "record_encode_s": encoded_s - started_s,
         "record_decode_s": decoded_s - encoded_s,
-        "record_bytes": sum(map(len, lines)),
+        "record_bytes": len(sent),
         "num_episodes": len(played),
         "num_steps": len(steps),
         "prompt_tokens": sum(len(step.prompt_ids) for step in steps),

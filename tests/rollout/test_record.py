@@ -1,5 +1,6 @@
-"""Trajectories through a file, and the replay tool on them."""
+"""Trajectories through a file or to another rank, and the replay tool on them."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from envs.base import Task
+from rollout.compact import from_compact, to_compact
 from rollout.engines.local import LocalEngine
 from rollout.record import read_trajectories, write_trajectories
 from rollout.replay import differences, show
@@ -33,6 +35,11 @@ def test_round_trip_is_exact_and_leaves_no_other_file(name, tmp_path, trajectori
     first = path.read_bytes()
     write_trajectories(path, trajectories)
     assert path.read_bytes() == first  # gzip's time stamp is left out
+
+
+def test_another_rank_gets_the_same_trajectories(trajectories):
+    sent = json.dumps([to_compact(trajectory) for trajectory in trajectories])
+    assert [from_compact(data) for data in json.loads(sent)] == trajectories
 
 
 def test_a_writer_that_fails_leaves_the_old_file(tmp_path, trajectories):

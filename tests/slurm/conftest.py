@@ -49,8 +49,9 @@ class Jobs:
         return {**self.cluster.environment, "LOGS": str(self.directory / "logs"), **self.environment}
 
     def output(self, name: str, job_id: str) -> str:
-        """What a job has printed."""
-        return (self.directory / f"{name}-{job_id}.out").read_text()
+        """What a job has printed so far."""
+        path = self.directory / f"{name}-{job_id}.out"
+        return path.read_text() if path.exists() else ""
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,21 @@ def test_layouts_are_checked_against_all_nodes(
     assert "--nodes=2 --gpus-per-node=0 slurm/train.sbatch experiment=demo" in capsys.readouterr().out
 
 
+def test_checks_see_what_the_sites_file_exports(
+    small_run: SmallRun,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    path = tmp_path / "site.sh"
+    path.write_text(f"GPUS_PER_NODE=8\nLOGS={tmp_path}\nexport MODELS_ROOT={small_run.model.parent}\n")
+    words = [*small_run.overrides(tmp_path / "run"), f"actor.model={small_run.model.name}", "nodes=1"]
+    monkeypatch.setenv("MODELS_ROOT", "")
+    assert main(words) == 2
+    monkeypatch.setenv("MEGATRON_OPID_SITE", str(path))
+    assert main(words) == 0, capsys.readouterr().err
+
+
 def test_a_heterogeneous_job_has_two_components(config: Config):
     request = Request(job="disaggregated", nodes="4", engine_nodes="2", time="60", signal="300", after="7")
     words = command(request, ["experiment=x"], components(request, config, SITE))
