@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from tqdm import tqdm
+
 from envs.base import Environment, PromptView, Task, is_admissible, load
 from rollout.trajectory import Step, Trajectory
+
+Played = tuple[Trajectory, Iterable[dict[str, Any]]]
 
 
 class Expert(Protocol):
@@ -57,8 +62,25 @@ def conversation(
     return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": respond(action)}]}
 
 
-def write_conversations(out: Path, conversations: Iterable[dict[str, Any]]) -> int:
-    """Write JSON lines, whole or not at all; returns how many."""
+def write_episodes(out: Path, num_episodes: int, play_one: Callable[[], Played]) -> None:
+    """Write the conversations of `num_episodes` episodes as JSON lines, whole or not at all, and print what they are.
+
+    Args: play_one: an episode, and the conversations that it gives.
+    """
+    num_won = 0
+
+    def conversations() -> Iterator[dict[str, Any]]:
+        nonlocal num_won
+        for _ in tqdm(range(num_episodes), desc="demonstrations", disable=not sys.stderr.isatty()):
+            trajectory, lines = play_one()
+            num_won += trajectory.success
+            yield from lines
+
+    count = _write(out, conversations())
+    print(f"{out}: {count} conversations, the expert won {num_won / max(1, num_episodes):.0%}")
+
+
+def _write(out: Path, conversations: Iterable[dict[str, Any]]) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.name}.partial")
     count = 0

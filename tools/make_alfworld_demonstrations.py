@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
-
-from tqdm import tqdm
 
 from envs import alfworld
 from envs.alfworld.expert import Expert, Noise
@@ -29,7 +28,7 @@ from envs.alfworld.plan import right_actions, search_actions
 from envs.base import Task
 from megatron_opid.skills.alfworld_rules import alfworld_skills
 from rollout.trajectory import Trajectory
-from tools.demonstrations import conversation, play, write_conversations
+from tools.demonstrations import Played, conversation, play, write_episodes
 
 SPLIT = "train"
 
@@ -99,19 +98,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"make_alfworld_demonstrations: {error}", file=sys.stderr)
         return 2
     environment = alfworld.make_environment(data)
-    won: list[bool] = []
 
-    def lines() -> Iterator[dict[str, Any]]:
-        for _ in tqdm(range(options.episodes), desc="demonstrations", disable=not sys.stderr.isatty()):
-            expert = Expert(rng.getrandbits(32), mixture.draw(rng))
-            task = Task("alfworld", rng.randrange(num_games), 0, SPLIT)
-            trajectory = play(environment, task, expert, options.max_steps)
-            won.append(trajectory.success)
-            yield from conversations(trajectory, options.history, options.style, options.max_step_skills)
+    def episode() -> Played:
+        expert = Expert(rng.getrandbits(32), mixture.draw(rng))
+        task = Task("alfworld", rng.randrange(num_games), 0, SPLIT)
+        trajectory = play(environment, task, expert, options.max_steps)
+        return trajectory, conversations(trajectory, options.history, options.style, options.max_step_skills)
 
-    count = write_conversations(options.out, lines())
-    environment.close()
-    print(f"{options.out}: {count} conversations, the expert won {sum(won) / max(1, len(won)):.0%}")
+    with closing(environment):
+        write_episodes(options.out, options.episodes, episode)
     return 0
 
 

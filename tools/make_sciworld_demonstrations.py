@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from megatron_opid.config import Config, load
 from megatron_opid.skills.sciworld_rules import sciworld_skills
 from megatron_opid.tasks import validation_tasks
 from rollout.trajectory import Trajectory
-from tools.demonstrations import conversation, play, write_conversations
+from tools.demonstrations import Played, conversation, play, write_episodes
 
 
 @dataclass(frozen=True)
@@ -120,19 +121,15 @@ def main(arguments: list[str] | None = None) -> int:
     solutions = find_solutions(Options.parse(settings), [games[task.index] for task in tasks], options.solutions)
     rng, mixture = Random(options.seed), Mixture(options.clean_share, options.max_random_action, options.wrong_focus)
     environment = sciworld.make_environment(settings)
-    won: list[bool] = []
 
-    def lines() -> Iterator[dict[str, Any]]:
-        for _ in tqdm(range(options.episodes), desc="demonstrations", disable=not sys.stderr.isatty()):
-            task = rng.choice(tasks)
-            student = Student(Expert(solutions[games[task.index]], rng.getrandbits(32), mixture.draw(rng)))
-            trajectory = play(environment, task, student, config.env.max_steps)
-            won.append(trajectory.success)
-            yield from conversations(trajectory, student.right, config)
+    def episode() -> Played:
+        task = rng.choice(tasks)
+        student = Student(Expert(solutions[games[task.index]], rng.getrandbits(32), mixture.draw(rng)))
+        trajectory = play(environment, task, student, config.env.max_steps)
+        return trajectory, conversations(trajectory, student.right, config)
 
-    count = write_conversations(options.out, lines())
-    environment.close()
-    print(f"{options.out}: {count} conversations, the expert won {sum(won) / max(1, len(won)):.0%}")
+    with closing(environment):
+        write_episodes(options.out, options.episodes, episode)
     return 0
 
 

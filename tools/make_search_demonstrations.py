@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
-
-from tqdm import tqdm
 
 from envs import search
 from envs.base import Task
@@ -30,7 +29,7 @@ from envs.search.prompt import answer_action, parse_action, search_action
 from megatron_opid.config import load
 from megatron_opid.skills.search_rules import search_skills
 from rollout.trajectory import Trajectory
-from tools.demonstrations import conversation, play, write_conversations
+from tools.demonstrations import Played, conversation, play, write_episodes
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--hasty-answer", type=float, default=0.6)
     options = parser.parse_args(arguments)
     env = load([f"experiment={options.experiment}", f"env.data={options.data}"]).env
-    rng, won = Random(options.seed), list[bool]()
+    rng = Random(options.seed)
     mixture = Mixture(options.clean_share, options.max_careless_query, options.hasty_answer)
     try:
         environment = search.make_environment(env.package_options)
@@ -94,17 +93,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"make_search_demonstrations: {error}", file=sys.stderr)
         return 2
 
-    def lines() -> Iterator[dict[str, Any]]:
-        for _ in tqdm(range(options.episodes), desc="demonstrations", disable=not sys.stderr.isatty()):
-            expert = Expert(rng.getrandbits(32), mixture.draw(rng))
-            task = Task("search", rng.randrange(num_questions), 0, env.train_split)
-            trajectory = play(environment, task, expert, env.max_steps)
-            won.append(trajectory.success)
-            yield from conversations(trajectory, env.history_length, env.prompt_style, options.max_step_skills)
+    def episode() -> Played:
+        expert = Expert(rng.getrandbits(32), mixture.draw(rng))
+        task = Task("search", rng.randrange(num_questions), 0, env.train_split)
+        trajectory = play(environment, task, expert, env.max_steps)
+        return trajectory, conversations(trajectory, env.history_length, env.prompt_style, options.max_step_skills)
 
-    count = write_conversations(options.out, lines())
-    environment.close()
-    print(f"{options.out}: {count} conversations, the expert won {sum(won) / max(1, len(won)):.0%}")
+    with closing(environment):
+        write_episodes(options.out, options.episodes, episode)
     return 0
 
 

@@ -10,6 +10,7 @@ from envs.alfworld.games import TASK_PREFIX
 from envs.alfworld.text import BANNER
 from envs.base import PromptView
 from envs.projection import project_tagged_action
+from envs.prompt_style import renderer
 
 _TASK_SENTENCE = re.compile(rf"\n\n{TASK_PREFIX}.*\Z", re.DOTALL)
 _FALLBACK_CHARACTERS = 30
@@ -27,11 +28,8 @@ def render_prompt(view: PromptView, *, style: str, episode_skill: str = "", step
     Raises:
         ValueError: an unknown style.
     """
-    if style == "full":
-        return _full(view, episode_skill, step_skill)
-    if style == "compact":
-        return _compact(view, episode_skill, step_skill)
-    raise ValueError(f"env.prompt_style={style!r} is not a style of ALFWorld; set it to full or compact")
+    styles = {"full": _full, "compact": _compact}
+    return renderer(styles, style, "ALFWorld")(view, episode_skill, step_skill)
 
 
 def project_action(response: str) -> tuple[str, bool]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from envs.base import PromptView
 from envs.projection import project_tagged_action
+from envs.prompt_style import renderer
 from envs.sciworld.facts import entered, read_room
 
 _FALLBACK_CHARACTERS = 30
@@ -32,11 +33,8 @@ def render_prompt(view: PromptView, *, style: str, episode_skill: str = "", step
     Raises:
         ValueError: an unknown style.
     """
-    if style == "full":
-        return _full(view, episode_skill, step_skill)
-    if style == "compact":
-        return _compact(view, episode_skill, step_skill)
-    raise ValueError(f"env.prompt_style={style!r} is not a style of ScienceWorld; set it to full or compact")
+    styles = {"full": _full, "compact": _compact}
+    return renderer(styles, style, "ScienceWorld")(view, episode_skill, step_skill)
 
 
 def project_action(response: str) -> tuple[str, bool]:

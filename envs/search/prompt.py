@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from envs.base import PromptView
+from envs.prompt_style import renderer
 
 _SEARCH = re.compile(r"<search>(.*?)</search>", re.IGNORECASE | re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
@@ -25,11 +26,8 @@ def render_prompt(view: PromptView, *, style: str, episode_skill: str = "", step
     Raises:
         ValueError: an unknown style.
     """
-    if style == "full":
-        return _full(view, episode_skill, step_skill)
-    if style == "compact":
-        return _compact(view, episode_skill, step_skill)
-    raise ValueError(f"env.prompt_style={style!r} is not a style of search; set it to full or compact")
+    styles = {"full": _full, "compact": _compact}
+    return renderer(styles, style, "search")(view, episode_skill, step_skill)
 
 
 def project_action(response: str) -> tuple[str, bool]:

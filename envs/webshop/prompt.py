@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from envs.base import PromptView
 from envs.projection import project_tagged_action
+from envs.prompt_style import renderer
 from envs.webshop.facts import ITEM, SEARCH, SUB, PageFacts, parse_page, shown_parts
 from envs.webshop.pages import SEPARATOR
 
@@ -28,12 +29,8 @@ def render_prompt(view: PromptView, *, style: str, episode_skill: str = "", step
     Raises:
         ValueError: an unknown style.
     """
-    if style == "compact":
-        return _compact(view, episode_skill, step_skill)
-    if style != "full":
-        raise ValueError(f"env.prompt_style={style!r} is not a style of WebShop; set it to full or compact")
-    prompt = _full(view, view.history, episode_skill, step_skill)
-    return prompt if len(prompt) <= MAX_CHARACTERS else _full(view, (), episode_skill, step_skill)
+    styles = {"full": _full, "compact": _compact}
+    return renderer(styles, style, "WebShop")(view, episode_skill, step_skill)
 
 
 def project_action(response: str) -> tuple[str, bool]:
@@ -41,7 +38,12 @@ def project_action(response: str) -> tuple[str, bool]:
     return project_tagged_action(response, _FALLBACK_CHARACTERS)
 
 
-def _full(view: PromptView, history: Sequence[tuple[str, str]], episode_skill: str, step_skill: str) -> str:
+def _full(view: PromptView, episode_skill: str, step_skill: str) -> str:
+    prompt = _with_history(view, view.history, episode_skill, step_skill)
+    return prompt if len(prompt) <= MAX_CHARACTERS else _with_history(view, (), episode_skill, step_skill)
+
+
+def _with_history(view: PromptView, history: Sequence[tuple[str, str]], episode_skill: str, step_skill: str) -> str:
     blocks = [
         "You shop in a web store through a text interface. Find a product that fits the task, choose the options that "
         "it asks for, and buy it. Parts of a page are separated by [SEP].",
