@@ -152,9 +152,17 @@ def _output(machine: Machine, rank: int) -> Iterator[IO[bytes] | None]:
         with path.open("ab") as file:
             yield file
         return
-    tee = subprocess.Popen(["tee", "-a", str(path)], stdin=subprocess.PIPE, start_new_session=True)
+    tee = subprocess.Popen(
+        ["tee", "-a", str(path)], stdin=subprocess.PIPE, start_new_session=True, preexec_fn=_ignore_stops
+    )
     with tee.stdin as pipe:
         yield pipe
+
+
+def _ignore_stops() -> None:
+    """What a scheduler sends to every process of a step must not close the pipe of a rank that has a step to finish."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def signal_ranks(ranks: Sequence[subprocess.Popen], number: int) -> None:
