@@ -43,8 +43,8 @@ def engine_faults(config: Config, world_size: int) -> list[str]:
         faults.append("engine.sync=nccl needs engine.placement=disaggregated: NCCL refuses two ranks on one GPU")
     if engine.cpu_servers and engine.urls:
         faults.append("engine.cpu_servers=true starts servers, engine.urls names given ones; set one of them")
-    if engine.cpu_servers and (sync in ("nccl", "ipc") or engine.tensor_parallel > 1):
-        faults.append("engine.cpu_servers=true has engine.sync=disk and engine.tensor_parallel=1 only")
+    if engine.cpu_servers and (sync == "ipc" or engine.tensor_parallel > 1):
+        faults.append("engine.cpu_servers=true has engine.sync=disk or nccl and engine.tensor_parallel=1 only")
     if not engine.urls and not engine.cpu_servers:
         faults += _gpu_faults(config, world_size)
     if not faults and engine.urls:
@@ -135,7 +135,14 @@ def make_sync(config: Config, engine: Engine, run: Run, *, rank: int) -> WeightS
         case "nccl":
             from rollout.weight_sync.nccl import NcclSync
 
-            return NcclSync(engine, run, config.engine.verify_every, is_sender=is_sender, bucket_bytes=bucket_bytes)
+            return NcclSync(
+                engine,
+                run,
+                config.engine.verify_every,
+                is_sender=is_sender,
+                bucket_bytes=bucket_bytes,
+                backend="gloo" if config.engine.cpu_servers else "nccl",
+            )
         case "ipc":
             from megatron_opid.exchange import all_gather_text
             from rollout.weight_sync.ipc import IpcSync

@@ -13,14 +13,15 @@ from pathlib import Path
 # Reports of one hang come after 1, 2, 4, ... times the limit; stacks are dumped from outside Python after this many.
 BACKSTOP = 1.5
 POLLS_PER_LIMIT = 10
+SILENT_POLLS = 4
 
 
 class Watchdog:
     """Reports to stderr and to `directory`/rank_N.txt when this rank has been in one phase for `limit_s`.
 
-    Each rank also keeps `directory`/rank_N.json, the phase it is in and since when, and a report quotes those of all
-    ranks: in a collective that does not end, the one to look at is the one that is somewhere else. It only reports;
-    what ends a hanging collective is `run.rank_timeout_s`.
+    Each rank also keeps `directory`/rank_N.json, the phase it is in and since when, and touches it as long as it lives;
+    a report quotes those of all ranks: in a collective that does not end, the one to look at is the one that is
+    somewhere else, or silent. It only reports; what ends a hanging collective is `run.rank_timeout_s`.
 
     Args:
         describe: what this rank's rollout waits for at the moment, a line each; called from another thread.
@@ -29,6 +30,7 @@ class Watchdog:
     def __init__(self, directory: Path, rank: int, limit_s: float, describe: Callable[[], Sequence[str]] = lambda: ()):
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._rank, self._limit_s, self._describe = directory, rank, limit_s, describe
+        self._status = directory / f"rank_{rank}.json"
         self._log = (directory / f"rank_{rank}.txt").open("a", encoding="utf-8")
         self._phase = "start"
         self._since_s = time.time()
@@ -41,9 +43,8 @@ class Watchdog:
     def enter(self, phase: str) -> None:
         """This rank begins `phase`."""
         self._phase, self._since_s, self._next_report_s = phase, time.time(), self._limit_s
-        status = self._directory / f"rank_{self._rank}.json"
-        status.with_suffix(".new").write_text(json.dumps({"phase": phase, "since_s": self._since_s}))
-        status.with_suffix(".new").rename(status)
+        self._status.with_suffix(".new").write_text(json.dumps({"phase": phase, "since_s": self._since_s}))
+        self._status.with_suffix(".new").rename(self._status)
         # From a thread that needs no interpreter lock, for a hang in foreign code that holds it.
         faulthandler.dump_traceback_later(BACKSTOP * self._limit_s, file=self._log)
 
@@ -56,6 +57,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._limit_s / POLLS_PER_LIMIT):
+            self._status.touch()
             waited_s = time.time() - self._since_s
             if waited_s > self._next_report_s:
                 self._next_report_s *= 2
@@ -79,5 +81,8 @@ class Watchdog:
         for path in sorted(self._directory.glob("rank_*.json")):
             status = json.loads(path.read_text())
             began = time.strftime("%H:%M:%S", time.localtime(status["since_s"]))
-            lines.append(f"{path.stem.replace('_', ' ')}: in {status['phase']!r} since {began}")
+            silent_s = time.time() - path.stat().st_mtime
+            is_silent = silent_s > SILENT_POLLS * self._limit_s / POLLS_PER_LIMIT
+            remark = f", silent for {silent_s:.0f} s: stopped or dead" if is_silent else ""
+            lines.append(f"{path.stem.replace('_', ' ')}: in {status['phase']!r} since {began}{remark}")
         return lines

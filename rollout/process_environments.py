@@ -59,9 +59,8 @@ class EnvironmentProcess:
         """
         self._watch()
         request_id = next(self._request_ids)
-        answer = asyncio.get_running_loop().create_future()
-        self._waiting[request_id] = answer
-        self._send((request_id, environment_id, method, argument))
+        self._send((request_id, environment_id, method, argument))  # raises if the process is dead: nobody waits yet
+        self._waiting[request_id] = answer = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await answer

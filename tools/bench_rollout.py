@@ -4,7 +4,10 @@ Plays the same episodes of native ALFWorld against servers in four ways, all in 
 episode going on by itself; in lock step, no episode's next turn before every episode's last one is answered; and as
 training does it with an analyzer endpoint that takes `--analyzer-s` per episode. The fourth is the first again, so that
 the machine's own wandering shows. Without `--model` a tiny one with random weights is made and served by our CPU
-server; `--gpus 1 --model DIR` serves a real one with vLLM or SGLang.
+server; `--gpus 1 --model DIR` serves a real one with vLLM or SGLang. With `--token-ms` the CPU server computes nothing:
+each response takes that long per token, however many are sampled at once, as on a GPU that is bound by reading its
+weights; its length is drawn evenly from 1 to `--response-tokens`, so that lock step, which waits for the longest, could
+at best be beaten by nearly 2. What is measured then is how close the rollout comes to that.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,7 @@ from megatron_opid.skills.endpoint import Endpoint
 from megatron_opid.skills.openai_analyzer import EndpointModel
 from rollout.agent_loop import EpisodeSettings
 from rollout.engines.base import Engine, Generation, Sampling
-from rollout.engines.commands import ServerSettings
+from rollout.engines.commands import ServerSettings, server_command
 from rollout.engines.http import HttpEngine
 from rollout.engines.launch import Launcher
 from rollout.engines.pool import EnginePool, PoolSettings
@@ -40,6 +44,7 @@ from rollout.engines.vllm import VllmEngine
 from rollout.trajectory import Trajectory
 from rollout.worker import RolloutWorker
 from tools import make_alfworld_games, make_tiny_model
+from tools.faulty_server import faulty_command
 
 CLIENTS = {"vllm": VllmEngine, "sglang": SglangEngine}
 SKILLS = '{"summary": "s", "episode_skill": "open it .", "step_skills": [{"step": 1, "skill": "turn left ."}]}'
@@ -142,6 +147,7 @@ class Bench:
         self.tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
         self._package_options = {"engine": "native", "data": str(games)}
         self._tasks = [Task("alfworld", i, 0, "train") for i in range(options.episodes // options.group)]
+        vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
         self.settings = EpisodeSettings(
             max_steps=options.max_steps,
             history_length=options.history,
@@ -149,8 +155,8 @@ class Bench:
             max_prompt_tokens=options.prompt_tokens,
             max_response_tokens=options.response_tokens,
             temperature=1.0,
-            stop_token_ids=(self.tokenizer.eos_token_id,),
-            vocab_size=json.loads((model / "config.json").read_text())["vocab_size"],
+            stop_token_ids=(self.tokenizer.eos_token_id, *range(vocab_size - options.stop_tokens, vocab_size)),
+            vocab_size=vocab_size,
         )
 
     async def load(self) -> None:
@@ -215,9 +221,15 @@ def main(arguments: list[str] | None = None) -> int:
             max_batch_sequences=options.batch,
             on_cpu=not options.gpus,
         )
-        gpus = [str(index) for index in range(options.gpus)]
+        (work / "faults").mkdir()  # of the simulated server; none is injected
+        simulated = partial(faulty_command, faults=work / "faults", token_ms=options.token_ms)
         with Launcher(
-            settings, num_servers=options.servers, gpus=gpus, directory=work / "logs", startup_timeout_s=900
+            settings,
+            num_servers=options.servers,
+            gpus=[str(index) for index in range(options.gpus)],
+            directory=work / "logs",
+            startup_timeout_s=900,
+            make_command=server_command if options.token_ms is None else simulated,
         ) as launcher:
             asyncio.run(launcher.start())
             figures = run(Bench(options, games, model, launcher), options)
@@ -263,11 +275,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--history", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=1024)
     parser.add_argument("--response-tokens", type=int, default=32)
+    parser.add_argument("--stop-tokens", type=int, default=0, help="so many more ids end a response")
     parser.add_argument("--dialect", choices=list(CLIENTS), default="vllm")
     parser.add_argument("--servers", type=int, default=1)
     parser.add_argument("--gpus", type=int, default=0, help="0: our CPU server")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--token-ms", type=float, help="CPU server: draw answers, this long per token")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--analyzer-s", type=float, default=2.0)
     parser.add_argument("--json", type=Path)

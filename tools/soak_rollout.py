@@ -47,7 +47,7 @@ from tools.faulty_server import faulty_command, inject
 KILL_SERVER, FREEZE_SERVER, KILL_ENVIRONMENT = "kill a server", "freeze a server", "kill an environment process"
 ANSWERS = {"a server answers garbage": "garbage", "a server cuts its answers": "cut"}
 FAULTS = (KILL_SERVER, KILL_ENVIRONMENT, FREEZE_SERVER, *ANSWERS)
-REQUEST_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_S = 20.0
 FAULT_AFTER_S = 0.2
 PROCESSES = ("trainer", "server", "environments")
 MIB = 1 << 20
@@ -258,6 +258,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--history", type=int, default=2)
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--response-tokens", type=int, default=8)
+    parser.add_argument("--stop-tokens", type=int, default=0)
     parser.add_argument("--fault-every", type=int, default=20)
     parser.add_argument("--token-ms", type=float, default=0.0, help="negative: the model decodes")
     parser.add_argument("--dialect", choices=list(CLIENTS), default="vllm")

@@ -21,7 +21,7 @@ class ServerSettings:
     """What every server of a launcher is started with.
 
     `dtype` is float32 or bfloat16; `transfer` the weight transport; `sleeps` asks for memory that can be given back;
-    `on_cpu` for our CPU server.
+    `dummy_weights` starts without weights, which sync over disk cannot mend; `on_cpu` for our CPU server.
     """
 
     dialect: Literal["vllm", "sglang"]
@@ -33,6 +33,7 @@ class ServerSettings:
     max_batch_sequences: int = 64
     max_model_tokens: int | None = None
     sleeps: bool = False
+    dummy_weights: bool = False
     on_cpu: bool = False
 
 
@@ -84,6 +85,8 @@ def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> S
         arguments += ["--max-model-len", str(settings.max_model_tokens)]
     if settings.sleeps:
         arguments += ["--enable-sleep-mode"]
+    if settings.dummy_weights:
+        arguments += ["--load-format", "dummy"]
     # Without dev mode the routes for weights, pause and sleep do not exist.
     environment = environment | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
     if settings.transfer != "disk":
@@ -109,6 +112,8 @@ def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], ke
         arguments += ["--context-length", str(settings.max_model_tokens)]
     if settings.sleeps:
         arguments += ["--enable-memory-saver"]
+    if settings.dummy_weights:
+        arguments += ["--load-format", "dummy"]
     keys = {"api-key": os.environ.get(API_KEY), "admin-api-key": os.environ.get(ADMIN_KEY)}
     lines = [f"{name}: {json.dumps(key)}\n" for name, key in keys.items() if key]
     if lines:

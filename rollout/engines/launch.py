@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,10 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.2
 PROGRESS_EVERY_S = 15.0
 LOG_TAIL_LINES = 20
+LOWEST_PORT = 10000
+
+# Settings, port, GPUs, file for keys.
+MakeCommand = Callable[[ServerSettings, int, Sequence[str], Path], ServerCommand]
 
 
 class ServerStartError(EngineError):
@@ -45,6 +50,7 @@ class Launcher:
 
     Everything they print is appended to `directory`/engine_N.log. They end with this process, whatever ends it: make
     the launcher in the main thread, whose end is what the kernel reports to them. Use as a context manager, or `close`.
+    `make_command` is another than `server_command` where faults are to be injected.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class Launcher:
         gpus: Sequence[str],
         directory: Path,
         startup_timeout_s: float,
+        make_command: MakeCommand = server_command,
     ):
         directory.mkdir(parents=True, exist_ok=True)
         self._startup_timeout_s = startup_timeout_s
@@ -63,7 +70,7 @@ class Launcher:
         for index, port in enumerate(_free_ports(num_servers)):
             url = f"http://127.0.0.1:{port}"
             own_gpus = gpus[index * size : (index + 1) * size]
-            command = server_command(settings, port, own_gpus, directory / f"engine_{index}.keys.yaml")
+            command = make_command(settings, port, own_gpus, directory / f"engine_{index}.keys.yaml")
             self._servers[url] = _Server(url, command, directory / f"engine_{index}.log")
 
     @property
@@ -169,12 +176,16 @@ def _tail(path: Path, num_lines: int = LOG_TAIL_LINES) -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on now; all are taken before one is given back, so that they differ."""
-    holders = [socket.socket() for _ in range(count)]
-    try:
-        for holder in holders:
-            holder.bind(("127.0.0.1", 0))
-        return [holder.getsockname()[1] for holder in holders]
-    finally:
-        for holder in holders:
-            holder.close()
+    """Ports of loopback that nobody listens on now, at random, outside of the range from which the kernel gives ports
+    to outgoing connections: one of those could hold a server's port in the moment of its restart."""
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    candidates = [port for port in range(LOWEST_PORT, 65536) if not low <= port <= high] or list(range(low, high))
+    random.SystemRandom().shuffle(candidates)  # not by the run's seed: runs beside each other take other ports
+    ports: list[int] = []
+    for port in candidates:
+        if len(ports) == count:
+            return ports
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
+    raise ServerStartError(f"no {count} free ports on 127.0.0.1")

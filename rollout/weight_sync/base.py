@@ -51,22 +51,22 @@ class WeightSync(ABC):
         verified = self._is_sender and self._num_pushes % self._verify_every == 0
         sizes: dict[str, int] = {}
         sent: dict[str, int] = {}
+        source = iter(named_tensors)
 
         def watched() -> Iterator[tuple[str, Tensor]]:
-            for name, tensor in named_tensors:
+            for name, tensor in source:
                 sizes[name] = tensor.nbytes
                 if verified:
                     sent[name] = digest(tensor)
                 yield name, tensor
 
-        stream = watched()
         try:
             if self._is_sender:
-                self.transfer(stream, version)
+                self.transfer(watched(), version)
             else:
-                self.follow(stream, version)
+                self.follow(watched(), version)
         finally:
-            exhaust(stream)  # a sender that has failed must not leave the others in a collective
+            exhaust(source)  # a rank that has failed must not leave the others in a collective
         if verified:
             self.verify(sent)
         self._num_pushes += 1

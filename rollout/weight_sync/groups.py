@@ -1,27 +1,39 @@
-"""The trainer's end of the NCCL group that its rank 0 and all ranks of the servers form, for either server."""
+"""The group that the trainer's rank 0 and all ranks of the servers form: NCCL for either server, gloo for our own.
+
+Checked against the sources: vLLM 0.24.0's distributed/weight_transfer (nccl_engine.py, packed_tensor.py) and
+SGLang 0.5.14's srt/model_executor/model_runner.py.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from rollout.engines.http import EngineFault, HttpEngine
 
 GROUP_NAME = "megatron_opid"
+GLOO_TIMEOUT = timedelta(minutes=15)
 
 
 class Group(Protocol):
-    """Rank 0 of the group."""
+    """Rank 0 of the group, made on the GPU that is current in the thread."""
 
     def broadcast(self, data: Tensor) -> None:
         """Send uint8 bytes to every other rank; returns when they are sent."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the group in good order: the other ranks leave at the same time."""
+        ...
+
+    def abort(self) -> None:
+        """End the group at once: a broadcast that waits in another thread for a rank that died returns or fails."""
+        ...
 
 
 class VllmGroup:
@@ -42,17 +54,20 @@ class VllmGroup:
         self._stream.synchronize()
 
     def close(self) -> None:
-        self._communicator = None
+        self._communicator.destroy()
+
+    def abort(self) -> None:
+        self._communicator.destroy()
 
 
 class SglangGroup:
-    """A torch.distributed group beside the default one, named as the servers name it."""
+    """A torch.distributed group beside the default one, named as the servers name it; needs the sglang package."""
 
-    def __init__(self, address: str, port: int, world_size: int, backend: str = "nccl"):
-        from sglang.srt.utils.common import init_custom_process_group
+    def __init__(self, address: str, port: int, world_size: int):
+        from sglang.srt.utils import init_custom_process_group
 
         self._group = init_custom_process_group(
-            backend=backend,
+            backend="nccl",
             init_method=f"tcp://{address}:{port}",
             world_size=world_size,
             rank=0,
@@ -60,27 +75,51 @@ class SglangGroup:
         )
 
     def broadcast(self, data: Tensor) -> None:
-        torch.distributed.broadcast(data, src=0, group=self._group)
-        if data.is_cuda:
-            torch.cuda.current_stream().synchronize()
+        distributed.broadcast(data, src=0, group=self._group)
+        torch.cuda.current_stream().synchronize()
 
     def close(self) -> None:
         with contextlib.suppress(RuntimeError):  # a group whose other ranks died cannot be ended in good order
-            torch.distributed.destroy_process_group(self._group)
+            distributed.destroy_process_group(self._group)
+
+    def abort(self) -> None:
+        self._group.abort()
 
 
-def open_group(dialect: str, address: str, port: int, world_size: int) -> Group:
-    """Blocks until every server's ranks have joined."""
+class GlooGroup:
+    """For our CPU servers, which are the other ranks; apart from torch.distributed's own groups."""
+
+    def __init__(self, address: str, port: int, world_size: int, rank: int = 0):
+        store = distributed.TCPStore(address, port, world_size, is_master=rank == 0, timeout=GLOO_TIMEOUT)
+        self._group = distributed.ProcessGroupGloo(store, rank, world_size, GLOO_TIMEOUT)
+
+    def broadcast(self, data: Tensor) -> None:
+        """Send from rank 0; on the other ranks, receive into `data`."""
+        options = distributed.BroadcastOptions()
+        options.rootRank = options.rootTensor = 0
+        self._group.broadcast([data], options).wait()
+
+    def close(self) -> None:
+        """Nothing to do: the connections close with the last reference."""
+
+    def abort(self) -> None:
+        """Nothing to do: a rank that dies closes its connection, which ends the broadcast."""
+
+
+def open_group(backend: str, dialect: str, address: str, port: int, world_size: int) -> Group:
+    """Blocks until every server's ranks have joined; `backend` is nccl or gloo."""
+    if backend == "gloo":
+        return GlooGroup(address, port, world_size)
     return (VllmGroup if dialect == "vllm" else SglangGroup)(address, port, world_size)
 
 
-async def join(engine: HttpEngine, address: str, port: int, rank_offset: int, world_size: int) -> None:
+async def join(engine: HttpEngine, backend: str, address: str, port: int, rank_offset: int, world_size: int) -> None:
     """Have one server's ranks join as `rank_offset`, `rank_offset` + 1, ..."""
     place = {"master_address": address, "master_port": port, "rank_offset": rank_offset, "world_size": world_size}
     if engine.dialect == "vllm":
         await engine.post_update("/init_weight_transfer_engine", {"init_info": place})
     else:
-        body = {**place, "group_name": GROUP_NAME, "backend": "nccl"}
+        body = {**place, "group_name": GROUP_NAME, "backend": backend}
         await engine.post_update("/init_weights_update_group", body)
 
 

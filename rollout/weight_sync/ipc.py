@@ -6,6 +6,7 @@ import asyncio
 import base64
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -28,11 +29,15 @@ class IpcSync(ServerSync):
 
     A bucket is packed while the servers load the one before: two buffers of `bucket_bytes` per GPU, which a larger
     tensor may not exceed. Server i has the GPUs of the local ranks i·TP … i·TP + TP − 1. Handles are pickles, as both
-    servers want them; they go to loopback only, and nothing here unpickles one.
+    servers want them; they go to loopback only, and nothing here unpickles one. Both servers answer only when they have
+    read a bucket (vLLM synchronizes its device; SGLang's last reference to the buffer does).
+
+    A rank that fails to send goes on packing, since every bucket is a meeting of all ranks, and raises at the end.
 
     Args:
         all_gather: over the ranks of this machine.
         tensor_parallel: of each server; 1 for vLLM, whose handles of several GPUs would have to be merged.
+        make_handle: of a filled bucket, for a server of a dialect.
     """
 
     def __init__(
@@ -45,30 +50,45 @@ class IpcSync(ServerSync):
         bucket_bytes: int,
         all_gather: AllGather,
         tensor_parallel: int,
+        make_handle: Callable[[Bucket, str], str] | None = None,
     ):
         super().__init__(pool, run, verify_every, is_sender=is_sender)
         self._bucket_bytes = bucket_bytes
         self._all_gather = all_gather
         self._tensor_parallel = tensor_parallel
+        self._make_handle = make_handle or handle
+        # A server's place among them says which GPUs it has, whichever of them serve at the moment.
+        self._urls = [engine.url for engine in pool.engines]
+        self._dialect = pool.engines[0].dialect
 
     def transfer(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
         with ThreadPoolExecutor(1, "weight_sync") as thread:
-            engines = self._run(self._pool.reachable())
-            self._all(engines, lambda engine: _begin(engine))
+            engines: tuple[HttpEngine, ...] = ()
             loading: list[Future[None]] = []
 
+            def begin() -> None:
+                nonlocal engines
+                engines = self._run(self._pool.reachable())
+                self._all(engines, _begin)
+
             def load(bucket: Bucket, handles: Sequence[str]) -> None:
-                size = self._tensor_parallel
-                parts = {engine.url: handles[i * size : (i + 1) * size] for i, engine in enumerate(engines)}
-                self._all(engines, lambda engine: _load(engine, bucket, parts[engine.url]))
+                if any(step.done() and step.exception() for step in (beginning, *loading)):
+                    return
+                self._all(engines, lambda engine: _load(engine, bucket, self._own(engine, handles)))
+
+            def send(bucket: Bucket, handles: Sequence[str]) -> None:
+                loading.append(thread.submit(load, bucket, handles))
 
             def wait(number: int) -> None:
                 if 0 <= number < len(loading):
-                    loading[number].result()
+                    futures.wait([loading[number]])
 
-            self._pack(named_tensors, wait, lambda *parts: loading.append(thread.submit(load, *parts)))
+            beginning = thread.submit(begin)
+            self._pack(named_tensors, wait, send)
+            for step in (beginning, *loading):
+                step.result()
             self._all(engines, lambda engine: _end(engine, version))
-            self._pool.admit(engines, version)
+            self._run(self._admit(engines, version))
 
     def follow(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
         self._pack(named_tensors, lambda number: None, lambda *parts: None)
@@ -94,13 +114,22 @@ class IpcSync(ServerSync):
             return buffers[number % NUM_BUFFERS]
 
         for bucket in buckets(named_tensors, self._bucket_bytes, take_buffer):
-            torch.cuda.synchronize()
-            send(bucket, self._all_gather(_handle(bucket, self._pool.engines[0].dialect)))
+            if bucket.buffer.is_cuda:
+                torch.cuda.synchronize()
+            send(bucket, self._all_gather(self._make_handle(bucket, self._dialect)))
             number += 1
         for last in range(number - NUM_BUFFERS, number):
             wait(last)
-        self._all_gather("")
-        torch.cuda.ipc_collect()
+        self._all_gather("")  # no rank frees its buffers before the servers have read them
+        if buffers and buffers[0].is_cuda:
+            torch.cuda.ipc_collect()
+
+    async def _admit(self, engines: Sequence[HttpEngine], version: int) -> None:
+        self._pool.admit(engines, version)  # mends the others on the loop
+
+    def _own(self, engine: HttpEngine, handles: Sequence[str]) -> Sequence[str]:
+        first = self._urls.index(engine.url) * self._tensor_parallel
+        return handles[first : first + self._tensor_parallel]
 
     def _all(self, engines: Sequence[HttpEngine], call: Callable[[HttpEngine], Any]) -> None:
         async def gather() -> None:
@@ -141,7 +170,7 @@ async def _end(engine: HttpEngine, version: int) -> None:
     await engine.end_update(version)
 
 
-def _handle(bucket: Bucket, dialect: str) -> str:
+def handle(bucket: Bucket, dialect: str) -> str:
     """How a server on this GPU finds the bucket: base64 of the pickle that it expects."""
     if dialect == "vllm":
         from torch.multiprocessing.reductions import reduce_tensor

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import queue
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -22,24 +24,36 @@ from rollout.weight_sync.servers import Run, ServerSync
 class NcclSync(ServerSync):
     """While one bucket is sent the next is gathered; at most three are in memory: in transit, waiting, in the making.
 
-    All servers that answer form one group with this rank. A server that fails during a transfer leaves the others in
-    a broadcast that cannot end, with weights of which nobody knows how many are new: the run stops, and the same
-    command, with the servers restarted, resumes it. A server that was restarted between two pushes is in the next
-    push's group again.
+    All servers that answer form one group with this rank. A server that fails during a transfer leaves the others with
+    weights of which nobody knows how many are new: the run stops, and the same command, with the servers restarted,
+    resumes it. A server that was restarted between two pushes is in the next push's group again.
+
+    Args:
+        backend: of the group; gloo for our CPU servers.
     """
 
-    def __init__(self, pool: EnginePool, run: Run, verify_every: int, *, is_sender: bool, bucket_bytes: int):
+    def __init__(
+        self,
+        pool: EnginePool,
+        run: Run,
+        verify_every: int,
+        *,
+        is_sender: bool,
+        bucket_bytes: int,
+        backend: Literal["nccl", "gloo"] = "nccl",
+    ):
         super().__init__(pool, run, verify_every, is_sender=is_sender)
         self._bucket_bytes = bucket_bytes
+        self._backend = backend
+        self._device = torch.cuda.current_device() if backend == "nccl" else None
         self._group: Group | None = None
         self._members: frozenset[str] = frozenset()
 
     def transfer(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
         # The event loop runs in the thread; this one gathers, which is a collective of the trainer's ranks.
         waiting: queue.Queue[Bucket | None] = queue.Queue(maxsize=1)
-        device = torch.cuda.current_device() if torch.cuda.is_available() else None
         with ThreadPoolExecutor(1, "weight_sync") as thread:
-            sending = thread.submit(self._send_all, waiting, version, device)
+            sending = thread.submit(lambda: self._run(self._send(waiting, version)))
             try:
                 for bucket in buckets(named_tensors, self._bucket_bytes):
                     if bucket.buffer.is_cuda:
@@ -48,11 +62,6 @@ class NcclSync(ServerSync):
             finally:
                 _hand_over(waiting, None, sending)
             sending.result()
-
-    def _send_all(self, waiting: queue.Queue[Bucket | None], version: int, device: int | None) -> None:
-        if device is not None:
-            torch.cuda.set_device(device)
-        self._run(self._send(waiting, version))
 
     async def _send(self, waiting: queue.Queue[Bucket | None], version: int) -> None:
         engines = await self._pool.reachable()
@@ -67,13 +76,15 @@ class NcclSync(ServerSync):
                 async with asyncio.TaskGroup() as tasks:
                     for engine in engines:
                         tasks.create_task(receive(engine, *parts))
-                    tasks.create_task(asyncio.to_thread(self._group.broadcast, bucket.data))
+                    tasks.create_task(self._in_thread(self._group.broadcast, bucket.data))
             await _each(engines, "vllm", "/finish_weight_update")
             await asyncio.gather(*(engine.end_update(version) for engine in engines))
         except (EngineError, ExceptionGroup) as error:
-            self._members = frozenset()
-            reason = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
-            raise EngineError(f"weights of version {version} were not taken by all servers: {reason}") from error
+            await self._abort()
+            raise EngineError(
+                f"weights of version {version} were not taken by all servers, restart them and start the same command "
+                f"again: {_cause(error)}"
+            ) from error
         self._pool.admit(engines, version)
 
     async def _join(self, engines: tuple[HttpEngine, ...], all_known: bool) -> None:
@@ -83,17 +94,35 @@ class NcclSync(ServerSync):
         if all_known and members == self._members:
             return
         if self._group is not None:
-            await asyncio.gather(*(leave(engine) for engine in engines))
-            await asyncio.to_thread(self._group.close)
+            # At the same time: each end may wait for the others.
+            await asyncio.gather(*(leave(engine) for engine in engines), self._in_thread(self._group.close))
         sizes = [await engine.world_size() for engine in engines]
-        address, port = _own_address(), _free_port()
+        address, port = _own_address([engine.url for engine in engines]), _free_port()
         world_size = 1 + sum(sizes)
         offsets = [1 + sum(sizes[:index]) for index in range(len(sizes))]
-        *_, self._group = await asyncio.gather(
-            *(join(engine, address, port, offset, world_size) for engine, offset in zip(engines, offsets, strict=True)),
-            asyncio.to_thread(open_group, engines[0].dialect, address, port, world_size),
+        joining = (
+            join(engine, self._backend, address, port, offset, world_size)
+            for engine, offset in zip(engines, offsets, strict=True)
         )
+        opening = self._in_thread(open_group, self._backend, engines[0].dialect, address, port, world_size)
+        *_, self._group = await asyncio.gather(*joining, opening)
         self._members = members
+
+    async def _abort(self) -> None:
+        """Forget the group, and free the thread that may wait in a broadcast for a server that is gone."""
+        if self._group is not None:
+            await asyncio.to_thread(self._group.abort)
+        self._group, self._members = None, frozenset()
+
+    async def _in_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Call in a thread, on this rank's GPU: every thread has a current device of its own."""
+
+        def on_device() -> Any:
+            if self._device is not None:
+                torch.cuda.set_device(self._device)
+            return call(*arguments)
+
+        return await asyncio.to_thread(on_device)
 
 
 async def _each(engines: tuple[HttpEngine, ...], dialect: str, route: str) -> None:
@@ -110,8 +139,24 @@ def _hand_over(waiting: queue.Queue[Bucket | None], bucket: Bucket | None, sendi
             continue
 
 
-def _own_address() -> str:
-    return socket.gethostbyname(socket.gethostname())
+def _cause(error: EngineError | ExceptionGroup) -> BaseException:
+    """Of several failures of one bucket the server's own: a broken broadcast says little."""
+    if not isinstance(error, ExceptionGroup):
+        return error
+    return min(error.exceptions, key=lambda one: not isinstance(one, EngineError))
+
+
+def _own_address(urls: Sequence[str]) -> str:
+    """This machine's address as the servers see it: loopback only where all of them are on loopback."""
+    hosts = [urlsplit(url).hostname for url in urls]
+    addresses = [_address_towards(host) for host in hosts]
+    return next((address for address in addresses if not address.startswith("127.")), addresses[0])
+
+
+def _address_towards(host: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # connecting it sends nothing
+        probe.connect((host, 9))
+        return probe.getsockname()[0]
 
 
 def _free_port() -> int:

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -37,8 +38,8 @@ def application(host: Host, dialect: str, served_name: str, *, deterministic: bo
     return Starlette(routes=[*routes, *chat.routes(host, tokenizer, served_name)], middleware=[guard])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; requests that run are then given `--grace-s` to finish."""
+def argument_parser() -> argparse.ArgumentParser:
+    """The options of the server, named as the real servers name theirs where they have them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face directory")
     parser.add_argument("--dialect", choices=["vllm", "sglang"], required=True)
@@ -51,21 +52,35 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--weight-version", default="default", help="SGLang's label of the weights it starts with")
     parser.add_argument("--enable-deterministic-inference", action="store_true", help="SGLang: seeds count")
     parser.add_argument("--grace-s", type=int, default=5)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options; exits with code 2 if the model is none."""
     options = parser.parse_args(arguments)
     if not (options.model / "config.json").is_file():
         parser.error(f"--model {options.model} is no Hugging Face model directory")
+    return options
+
+
+def serve(
+    options: argparse.Namespace,
+    *,
+    engine_class: type[LocalEngine] = LocalEngine,
+    wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+) -> int:
+    """Serve until SIGTERM or SIGINT; requests that run are then given `--grace-s` to finish."""
     logging.basicConfig(level=logging.WARNING)
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
-    engine = LocalEngine.from_pretrained(
+    engine = engine_class.from_pretrained(
         options.model, device="cpu", dtype=DTYPES[options.dtype], max_batch_sequences=options.max_num_seqs
     )
     host = Host(engine, options.model, None if options.dialect == "vllm" else options.weight_version)
     served_name = options.served_model_name or str(options.model)
     deterministic = options.enable_deterministic_inference
-    app = application(host, options.dialect, served_name, deterministic=deterministic)
     uvicorn.run(
-        app,
+        wrap(application(host, options.dialect, served_name, deterministic=deterministic)),
         host=options.host,
         port=options.port,
         log_level="warning",
@@ -100,4 +115,4 @@ class _Guard:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(parse(argument_parser())))

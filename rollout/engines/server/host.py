@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +80,20 @@ class Host:
             task.cancel()
 
     async def load(self, directory: Path) -> None:
-        """Replace the weights by those of a Hugging Face directory; a paused engine stays paused.
+        """`load_tensors` of a Hugging Face directory.
 
         Raises: ValueError, OSError: the directory does not hold these weights, whole.
         """
-        await self.engine.update_weights(_tensors(directory), self.engine.weight_version + 1)
-        self._blocks.clear()
+        await self.load_tensors(_tensors(directory))
         self.directory = directory
+
+    async def load_tensors(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Replace the weights; a paused engine stays paused.
+
+        Raises: ValueError: these are not this model's weights, whole.
+        """
+        await self.engine.update_weights(named_tensors, self.engine.weight_version + 1)
+        self._blocks.clear()
         if self.is_paused:
             await self.engine.pause()
 

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from rollout.engines.base import EngineError, Sampling
 from rollout.engines.server.host import Host
+from rollout.engines.server.transfer import Transfer
 
 OPEN_TO_ALL = ("/health", "/health_generate", "/metrics")
 KEPT_BY_ADMIN_KEY = (
@@ -22,6 +23,9 @@ KEPT_BY_ADMIN_KEY = (
     "/continue_generation",
     "/update_weights_from_disk",
     "/update_weight_version",
+    "/init_weights_update_group",
+    "/destroy_weights_update_group",
+    "/update_weights_from_distributed",
     "/release_memory_occupation",
     "/resume_memory_occupation",
     "/weights_checker",
@@ -40,6 +44,9 @@ def routes(host: Host, *, deterministic: bool) -> list[Route]:
         "/continue_generation": api.resume,
         "/update_weights_from_disk": api.update_from_disk,
         "/update_weight_version": api.update_version,
+        "/init_weights_update_group": api.join_group,
+        "/destroy_weights_update_group": api.leave_group,
+        "/update_weights_from_distributed": api.update_from_group,
         "/release_memory_occupation": api.release_memory,
         "/resume_memory_occupation": api.resume_memory,
         "/weights_checker": api.check_weights,
@@ -64,6 +71,7 @@ class _Routes:
         self._host = host
         self._deterministic = deterministic
         self._released: set[str] = set()
+        self._transfer = Transfer(host)
 
     async def health(self, request: Request) -> Response:
         """Plain /health only answers at once where the environment says so; else a token is generated."""
@@ -136,6 +144,34 @@ class _Routes:
         return JSONResponse(
             {"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0}
         )
+
+    async def join_group(self, request: Request) -> Response:
+        body = await request.json()
+        if body.get("backend") != "gloo":
+            return _update_answer(False, f"backend={body.get('backend')} is not emulated")
+        place = (body["master_address"], body["master_port"], body["rank_offset"], body["world_size"])
+        try:
+            await self._transfer.join(*place)
+        except RuntimeError as error:
+            return _update_answer(False, f"Failed to initialize custom process group: {error}.")
+        return _update_answer(True, "Succeeded to initialize custom process group.")
+
+    async def leave_group(self, request: Request) -> Response:
+        await request.json()
+        if self._transfer.leave():
+            return _update_answer(True, "Succeeded to destroy custom process group.")
+        return _update_answer(False, "The group to be destroyed does not exist.")
+
+    async def update_from_group(self, request: Request) -> Response:
+        body = await request.json()
+        if body.get("load_format") != "flattened_bucket":
+            return _update_answer(False, f"load_format={body.get('load_format')} is not emulated")
+        try:
+            await self._transfer.receive(body["names"], body["dtypes"], body["shapes"], None)
+            await self._transfer.load()
+        except (RuntimeError, ValueError) as error:
+            return _update_answer(False, f"Failed to update parameter online: {error}.")
+        return _update_answer(True, "Succeeded to update parameter online.")
 
     async def update_version(self, request: Request) -> Response:
         body = await request.json()
@@ -211,6 +247,10 @@ def _finish(reason: str, ids: tuple[int, ...]) -> dict[str, Any]:
         case "length":
             return {"type": "length", "length": len(ids)}
     return {"type": "abort", "message": "Abort in waiting queue"}
+
+
+def _update_answer(success: bool, message: str) -> JSONResponse:
+    return JSONResponse({"success": success, "message": message}, 200 if success else 400)
 
 
 def _error(message: str) -> JSONResponse:

@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from rollout.engines.base import EngineError, Sampling
 from rollout.engines.server.host import Host
+from rollout.engines.server.transfer import Transfer
 
 KEPT_BY_KEY = ("/v1", "/v2", "/inference")
 KNOWN_PARAMS = {
@@ -39,6 +40,10 @@ def routes(host: Host) -> list[Route]:
         Route("/wake_up", api.wake_up, methods=["POST"]),
         Route("/is_sleeping", api.is_sleeping),
         Route("/get_world_size", api.world_size),
+        Route("/init_weight_transfer_engine", api.init_transfer, methods=["POST"]),
+        Route("/start_weight_update", api.start_update, methods=["POST"]),
+        Route("/update_weights", api.update_weights, methods=["POST"]),
+        Route("/finish_weight_update", api.finish_update, methods=["POST"]),
         Route("/collective_rpc", api.collective_rpc, methods=["POST"]),
         Route("/metrics", api.metrics),
     ]
@@ -48,6 +53,8 @@ class _Routes:
     def __init__(self, host: Host):
         self._host = host
         self._asleep: set[str] = set()
+        self._transfer = Transfer(host)
+        self._is_updating = False
 
     async def health(self, request: Request) -> Response:
         try:
@@ -129,6 +136,48 @@ class _Routes:
 
     async def world_size(self, request: Request) -> Response:
         return JSONResponse({"world_size": 1})
+
+    async def init_transfer(self, request: Request) -> Response:
+        info = (await request.json())["init_info"]
+        try:
+            await self._transfer.join(
+                info["master_address"], info["master_port"], info["rank_offset"], info["world_size"]
+            )
+        except RuntimeError as error:
+            return _error(str(error), "InternalServerError", 500)
+        return JSONResponse({"message": "Weight transfer initialized"})
+
+    async def start_update(self, request: Request) -> Response:
+        await request.json()  # a body is required
+        if self._is_updating:
+            return _error("a weight update is already active", "InternalServerError", 500)
+        self._is_updating = True
+        self._transfer.start()
+        return JSONResponse({"message": "Weight update started"})
+
+    async def update_weights(self, request: Request) -> Response:
+        info = (await request.json())["update_info"]
+        if not self._is_updating or not info.get("packed"):
+            return _error("no update is active, or it is not packed", "InternalServerError", 500)
+        try:
+            await self._transfer.receive(
+                info["names"], info["dtype_names"], info["shapes"], info["packed_buffer_size_bytes"]
+            )
+        except RuntimeError as error:
+            self._is_updating = False
+            return _error(str(error), "InternalServerError", 500)
+        return JSONResponse({"message": "Weights updated"})
+
+    async def finish_update(self, request: Request) -> Response:
+        if not self._is_updating:
+            return _error("no weight update is active", "InternalServerError", 500)
+        self._is_updating = False
+        try:
+            if not await self._transfer.load():
+                return _error("weights are missing", "InternalServerError", 500)
+        except ValueError as error:
+            return _error(str(error), "InternalServerError", 500)
+        return JSONResponse({"message": "Weight update finished"})
 
     async def collective_rpc(self, request: Request) -> Response:
         """The methods of vLLM's worker, and of our extension, that the client calls."""

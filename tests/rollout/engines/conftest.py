@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
-import rollout.engines.launch as launch
-from rollout.engines.commands import ServerCommand, ServerSettings, server_command
+from rollout.engines.commands import ServerSettings
 from rollout.engines.http import HttpEngine
 from rollout.engines.launch import Launcher
 from rollout.engines.sglang import SglangEngine
 from rollout.engines.vllm import VllmEngine
 from tests.rollout.tiny import make_model, make_tokenizer
+from tools.faulty_server import faulty_command, inject
 
 KINDS = {"vllm": VllmEngine, "sglang": SglangEngine}
 
@@ -42,20 +44,14 @@ class Farm:
 
     def inject(self, url: str, fault: str) -> None:
         """The next requests to sample meet `fault`; "" ends that."""
-        path = self.faults / url.rpartition(":")[2]
-        if fault:
-            path.with_suffix(".new").write_text(fault)
-            path.with_suffix(".new").rename(path)
-        else:
-            path.unlink(missing_ok=True)
+        inject(self.faults, url, fault)
 
 
-def faulty_command(settings: ServerSettings, port: int, gpus, key_file: Path, faults: Path) -> ServerCommand:
-    command = server_command(settings, port, gpus, key_file)
-    arguments = [
-        "tests.rollout.engines.faulty_server" if a == "rollout.engines.server" else a for a in command.arguments
-    ]
-    return replace(command, arguments=tuple(arguments), environment=command.environment | {"FAULT_DIR": str(faults)})
+def kill_server(farm: Farm, dialect: str, index: int) -> None:
+    """SIGKILL to the server itself, whose guard ends with it."""
+    launcher = farm.launchers[dialect]
+    (server,) = psutil.Process(launcher.pid(launcher.urls[index])).children()
+    server.kill()
 
 
 @pytest.fixture(scope="package")
@@ -64,18 +60,17 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     faults = root / "faults"
     faults.mkdir()
     models = {seed: write_model(root / f"model_{seed}", seed) for seed in (0, 1)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "server_command", lambda *arguments: faulty_command(*arguments, faults))
-        launchers = {
-            dialect: Launcher(
-                ServerSettings(dialect, models[0], "float32", on_cpu=True),
-                num_servers=number,
-                gpus=(),
-                directory=root / dialect,
-                startup_timeout_s=120,
-            )
-            for dialect, number in (("vllm", 2), ("sglang", 1))
-        }
+    launchers = {
+        dialect: Launcher(
+            ServerSettings(dialect, models[0], "float32", on_cpu=True),
+            num_servers=number,
+            gpus=(),
+            directory=root / dialect,
+            startup_timeout_s=120,
+            make_command=partial(faulty_command, faults=faults),
+        )
+        for dialect, number in (("vllm", 2), ("sglang", 1))
+    }
 
     async def start() -> None:
         await asyncio.gather(*(launcher.start() for launcher in launchers.values()))

@@ -22,7 +22,7 @@ KIB = 1024
 class Loop:
     """A pool's own event loop, a sync on it, and its directory."""
 
-    def __init__(self, farm: Farm, dialect: str, directory, *, is_sender: bool = True, bucket_bytes: int = 64 * KIB):
+    def __init__(self, farm: Farm, dialect: str, directory, *, is_sender: bool = True, bucket_bytes: int = 40 * KIB):
         self.runner = asyncio.Runner()
         engines = [farm.engine(dialect, index) for index in range(len(farm.urls(dialect)))]
         self.pool = EnginePool(engines, PoolSettings(recovery_timeout_s=1.0))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 from collections import Counter
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +16,7 @@ from rollout.engines.local import LocalEngine
 from rollout.engines.pool import EnginePool, PoolSettings
 from rollout.worker import RolloutWorker
 from tests.rollout import toy_env
-from tests.rollout.engines.conftest import KINDS, Farm
+from tests.rollout.engines.conftest import KINDS, Farm, kill_server
 from tests.rollout.tiny import make_model, make_settings, make_tokenizer
 
 PROMPT = [5, 6, 7] * 10
@@ -32,18 +30,24 @@ def sampling(seed: int, max_tokens: int = 6) -> Sampling:
 
 
 class Pool:
-    """A pool over the farm's two vLLM servers, and a worker on it. `mends` gives it what rank 0 has."""
+    """A pool over the farm's two vLLM servers, and a worker on it."""
 
-    def __init__(self, farm: Farm, *, mends: bool = True, owns: bool = False, request_timeout_s: float = 60.0):
+    def __init__(
+        self,
+        farm: Farm,
+        *,
+        owns: bool = False,
+        request_timeout_s: float = 60.0,
+        settings: PoolSettings = SETTINGS,
+    ):
         self.farm = farm
         engines = [KINDS["vllm"](url, request_timeout_s=request_timeout_s) for url in farm.urls("vllm")]
-        self.pool = EnginePool(engines, SETTINGS, farm.launchers["vllm"] if owns else None)
-        if mends:
-            self.pool.give_weights = self.give
+        self.pool = EnginePool(engines, settings, farm.launchers["vllm"] if owns else None)
+        self.pool.give_weights = self.give
         self.worker = RolloutWorker(toy_env, {}, self.pool, make_tokenizer(), run_seed=1, progress=False)
 
     async def give(self, engine) -> None:
-        await engine.load_from_disk(self.farm.models[0], VERSION)
+        await engine.load_from_disk(self.farm.models[1], VERSION)
 
     async def play(self, *events, group_size: int = 4):
         """A collection, while `events` (coroutines) happen; its trajectories."""
@@ -70,8 +74,10 @@ def pool_on(farm: Farm, **options):
 
 @pytest.fixture(scope="module")
 def expected():
-    """The same collection by the local engine: what must come out, whatever happens to the servers."""
-    engine = LocalEngine(make_model(0), weight_version=VERSION)
+    """The same collection by the local engine: what must come out, whatever happens to the servers.
+
+    Other weights than those a server starts with: an answer from before it was synced would show."""
+    engine = LocalEngine(make_model(1), weight_version=VERSION)
     with RolloutWorker(toy_env, {}, engine, make_tokenizer(), run_seed=1, progress=False) as worker:
         return worker.collect_sync(TASKS, 4, make_settings(max_steps=8), training_step=3)
 
@@ -119,7 +125,8 @@ def test_sessions_stay_where_they_are_and_load_is_balanced(farm: Farm):
 @pytest.mark.parametrize("fault", ["hang", "garbage", "cut", "slow 3"])
 def test_a_faulty_engine_is_taken_out_and_its_requests_go_elsewhere(farm: Farm, expected, fault: str, caplog):
     kind = {"hang": "hanging", "garbage": "garbage", "cut": "dead", "slow 3": "slow"}[fault]
-    with pool_on(farm, request_timeout_s=1.0 if fault == "hang" else 60.0) as pool:
+    limits = {"request_timeout_s": 1.0, "settings": replace(SETTINGS, slow_after_s=60.0)} if fault == "hang" else {}
+    with pool_on(farm, **limits) as pool:
         bad = farm.urls("vllm")[1]
         farm.inject(bad, fault)
         with caplog.at_level(logging.WARNING):
@@ -170,36 +177,47 @@ def test_without_any_engine_the_run_stops_and_says_why(farm: Farm):
 
 
 def test_an_engine_killed_and_restarted_with_old_weights_serves_only_when_synced(farm: Farm, expected):
-    """The launcher restarts it; until it is given the current weights, every answer comes from the other one."""
-    launcher, url = farm.launchers["vllm"], farm.urls("vllm")[0]
+    """The launcher restarts it; until it is given the current weights, every answer comes from the other one.
 
-    async def kill(pool: Pool) -> None:
+    Another rank's pool, which neither restarts nor syncs, finds it again by its version.
+    """
+    answers: list[tuple[int, ...]] = []
+    num_serving: list[int] = []
+
+    async def other_rank() -> None:
+        pool = EnginePool([farm.engine("vllm", index) for index in range(2)], SETTINGS)
+        pool.expect(VERSION)
+        try:
+            for seed in range(100):
+                answers.append((await pool.generate(PROMPT, sampling(seed), session=str(seed))).token_ids)
+                num_serving.append(len(pool.engines))
+            while len(pool.engines) < 2:
+                await asyncio.sleep(0.1)
+        finally:
+            await pool.close()
+
+    async def kill() -> None:
         await asyncio.sleep(0.1)
-        children = Path(f"/proc/{launcher.pid(url)}/task/{launcher.pid(url)}/children").read_text().split()
-        os.kill(int(children[0]), signal.SIGKILL)
+        kill_server(farm, "vllm", 0)
 
-    with pool_on(farm, owns=True) as owner, pool_on(farm, mends=False) as other_rank:
+    with pool_on(farm, owns=True) as owner:
 
         async def all_of_it():
-            played = await owner.play(kill(owner), other_rank_sees())
+            played = await owner.play(kill(), other_rank())
             while len(owner.pool.engines) < 2:
                 await asyncio.sleep(0.1)
             assert await owner.pool.engines[0].held_version() == VERSION
             return played, dict(owner.worker.metrics), await owner.pool.counters()
-
-        seen_stale: list[bool] = []
-
-        async def other_rank_sees() -> None:
-            """Another rank's pool, which neither restarts nor syncs, finds it again by its version."""
-            for seed in range(200):
-                await other_rank.pool.generate(PROMPT, sampling(seed), session=str(seed))
-                seen_stale.append(len(other_rank.pool.engines) < 2)
-            while len(other_rank.pool.engines) < 2:
-                await asyncio.sleep(0.1)
 
         trajectories, metrics, later = owner.run(asyncio.wait_for(all_of_it(), 90))
     assert content(trajectories) == content(expected)
     assert metrics["engine/num_faults/dead"] == 1
     assert metrics["engine/num_restarts"] + later["num_restarts"] == 1
     assert metrics["engine/num_returns"] + later["num_returns"] == 1
-    assert any(seen_stale)
+    assert 1 in num_serving and answers == asyncio.run(local_answers())
+
+
+async def local_answers() -> list[tuple[int, ...]]:
+    engine = LocalEngine(make_model(1))
+    drawn = (engine.generate(PROMPT, sampling(seed), session="") for seed in range(100))
+    return [generation.token_ids for generation in await asyncio.gather(*drawn)]

@@ -1,0 +1,178 @@
+"""A real server on a GPU, vLLM or SGLang, whichever is installed: samples, log-probs, every transport, sleep.
+
+pytest -m gpu tests/rollout/engines/test_gpu.py            (one GPU: disk and ipc)
+pytest -m multi_gpu tests/rollout/engines/test_gpu.py      (two: nccl)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from rollout.engines.base import Generation, Sampling
+from rollout.engines.commands import ServerSettings
+from rollout.engines.http import EngineFault, HttpEngine
+from rollout.engines.launch import Launcher
+from rollout.engines.pool import EnginePool, PoolSettings
+from rollout.weight_sync.base import PushReport
+from rollout.weight_sync.disk import DiskSync
+from rollout.weight_sync.ipc import IpcSync
+from rollout.weight_sync.nccl import NcclSync
+from tests.rollout.engines.conftest import KINDS
+from tests.rollout.tiny import make_tokenizer
+
+pytestmark = pytest.mark.timeout(900)
+PROMPT = list(range(3, 40))
+UTILIZATION = 0.3
+BUCKET_BYTES = 1 << 20  # several buckets for 9 MB
+# bf16 against fp32, of logits that are spread out; another seed's weights differ by more than 1.
+LOGPROB_ERROR = 0.15
+
+
+def make_model(seed: int) -> Qwen3ForCausalLM:
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=1024,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.08,
+    )
+    return Qwen3ForCausalLM(config).to(torch.bfloat16).eval()
+
+
+def error(model: Qwen3ForCausalLM, generation: Generation, temperature: float) -> float:
+    """The largest difference of the server's log-probs from the model's, in fp32."""
+    ids = torch.tensor([[*PROMPT, *generation.token_ids]])
+    with torch.no_grad():
+        logits = model.float()(ids).logits[0, len(PROMPT) - 1 : -1] / temperature
+    model.to(torch.bfloat16)
+    sampled = torch.tensor(generation.token_ids)[:, None]
+    ours = logits.log_softmax(-1).gather(1, sampled)[:, 0]
+    return float((ours - torch.tensor(generation.logprobs)).abs().max())
+
+
+@dataclass
+class Server:
+    """One running server and a pool on it."""
+
+    runner: asyncio.Runner
+    launcher: Launcher
+    pool: EnginePool
+    directory: Path
+
+    @property
+    def engine(self) -> HttpEngine:
+        return self.pool.engines[0]
+
+    def push(self, transport: str, seed: int, version: int) -> PushReport:
+        device = "cpu" if transport == "disk" else "cuda:0"
+        tensors = ((name, tensor.detach().to(device)) for name, tensor in make_model(seed).named_parameters())
+        return self._syncs(transport).push(tensors, version)
+
+    def sample(self, temperature: float) -> Generation:
+        sampling = Sampling(temperature=temperature, max_tokens=32, stop_token_ids=(), seed=11)
+        return self.runner.run(self.engine.generate(PROMPT, sampling, session="a"))
+
+    def _syncs(self, transport: str):
+        run, common = self.runner.run, {"is_sender": True, "bucket_bytes": BUCKET_BYTES}
+        if transport == "disk":
+            place = {"directory": self.directory / "weights", "source": self.directory / "model"}
+            return DiskSync(self.pool, run, 1, **common, **place)
+        if transport == "nccl":
+            return NcclSync(self.pool, run, 1, **common)
+        return IpcSync(self.pool, run, 1, **common, all_gather=lambda text: [text], tensor_parallel=1)
+
+
+def start(directory: Path, transfer: str, gpu: str) -> Iterator[Server]:
+    dialect = next((name for name in KINDS if importlib.util.find_spec(name)), None)
+    if dialect is None:
+        pytest.fail("neither vllm nor sglang is installed")
+    make_model(0).save_pretrained(directory / "model")
+    make_tokenizer().save_pretrained(directory / "model")
+    settings = ServerSettings(
+        dialect,
+        directory / "model",
+        "bfloat16",
+        transfer=transfer,
+        gpu_memory_utilization=UTILIZATION,
+        max_model_tokens=512,
+        sleeps=transfer == "ipc",
+    )
+    launcher = Launcher(settings, num_servers=1, gpus=[gpu], directory=directory, startup_timeout_s=600)
+    with launcher, asyncio.Runner() as runner:
+        runner.run(launcher.start())
+        pool = EnginePool([KINDS[dialect](launcher.urls[0])], PoolSettings(recovery_timeout_s=10), launcher)
+        yield Server(runner, launcher, pool, directory)
+        runner.run(pool.close())
+
+
+@pytest.fixture(scope="module")
+def same_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from start(tmp_path_factory.mktemp("same_gpu"), "ipc", "0")
+
+
+@pytest.fixture(scope="module")
+def other_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from start(tmp_path_factory.mktemp("other_gpu"), "nccl", "1")
+
+
+def check_push(server: Server, transport: str, seed: int, version: int) -> None:
+    """All of the weights, and no others, are in the server: digests, version, and what it samples."""
+    report = server.push(transport, seed, version)
+    assert report.verified and server.runner.run(server.engine.held_version()) == version
+    for temperature in (1.0, 0.6):
+        generation = server.sample(temperature)
+        assert generation.weight_version == version and len(generation.token_ids) == 32
+        assert error(make_model(seed), generation, temperature) < LOGPROB_ERROR
+        assert error(make_model(seed + 1), generation, temperature) > 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("transport", ["disk", "ipc"])
+def test_pushes_arrive_whole_and_logprobs_are_transformers(same_gpu: Server, transport: str):
+    for version, seed in ((1, 5), (2, 7)):
+        check_push(same_gpu, transport, seed, version)
+
+
+@pytest.mark.gpu
+def test_sleep_gives_memory_back_and_weights_wake_it(same_gpu: Server):
+    same_gpu.push("ipc", 5, 3)
+    torch.cuda.empty_cache()
+    before, total = torch.cuda.mem_get_info(0)
+    same_gpu.runner.run(same_gpu.engine.sleep())
+    after, _ = torch.cuda.mem_get_info(0)
+    assert after - before > 0.8 * UTILIZATION * total  # tools/bench_weight_sync.py measures it exactly
+    check_push(same_gpu, "ipc", 9, 4)
+
+
+@pytest.mark.gpu
+def test_a_restarted_server_serves_nothing_before_it_is_synced(same_gpu: Server):
+    check_push(same_gpu, "disk", 5, 5)
+    same_gpu.runner.run(same_gpu.launcher.restart(same_gpu.launcher.urls[0]))
+    with pytest.raises(EngineFault) as caught:
+        same_gpu.sample(1.0)
+    assert caught.value.kind == "stale"
+    check_push(same_gpu, "ipc", 7, 6)
+
+
+@pytest.mark.multi_gpu
+def test_pushes_by_nccl_arrive_whole_and_again_after_a_restart(other_gpu: Server):
+    sync = other_gpu._syncs("nccl")
+    other_gpu._syncs = lambda transport: sync  # one group for both pushes
+    for version, seed in ((1, 5), (2, 7)):
+        check_push(other_gpu, "nccl", seed, version)
+    other_gpu.runner.run(other_gpu.launcher.restart(other_gpu.launcher.urls[0]))
+    check_push(other_gpu, "nccl", 9, 3)

@@ -1,0 +1,129 @@
+"""The transfer by NCCL, over gloo: into real servers of both dialects, and when one of them dies in its middle."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+import torch
+
+from rollout.engines.base import EngineError, Sampling
+from rollout.engines.pool import EnginePool, PoolSettings
+from rollout.weight_sync.digest import DigestMismatch
+from rollout.weight_sync.nccl import NcclSync
+from tests.rollout.engines.conftest import Farm, kill_server
+from tests.rollout.tiny import make_model
+
+KIB = 1024
+PROMPT = [5, 6, 7] * 10
+
+
+class Loop:
+    """A pool's own event loop, and a sync on it."""
+
+    def __init__(self, farm: Farm, dialect: str, *, bucket_bytes: int = 16 * KIB):
+        self.runner = asyncio.Runner()
+        engines = [farm.engine(dialect, index) for index in range(len(farm.urls(dialect)))]
+        self.pool = EnginePool(engines, PoolSettings(recovery_timeout_s=1.0))
+        self.sync = NcclSync(
+            self.pool, self.runner.run, verify_every=1, is_sender=True, bucket_bytes=bucket_bytes, backend="gloo"
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.runner.run(self.pool.close())
+        self.runner.close()
+
+    def answers(self) -> list[tuple[int, ...]]:
+        """What every server samples now, greedily."""
+        greedy = Sampling(temperature=0.0, max_tokens=8, stop_token_ids=())
+
+        async def ask():
+            return [(await engine.generate(PROMPT, greedy, session="a")).token_ids for engine in self.pool.engines]
+
+        return self.runner.run(ask())
+
+
+@pytest.fixture(autouse=True)
+def gloo_on_loopback(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+
+
+def weights(seed: int):
+    return ((name, tensor.detach()) for name, tensor in make_model(seed).named_parameters())
+
+
+def greedy(seed: int) -> tuple[int, ...]:
+    ids = torch.tensor([PROMPT])
+    return tuple(make_model(seed).generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None)[0, 30:].tolist())
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_pushes_reach_every_server_in_buckets_of_any_size(farm: Farm, dialect: str):
+    """The largest tensor is 33 KiB: it needs a bucket of its own where the others are smaller."""
+    with Loop(farm, dialect) as loop:
+        for version, seed in ((3, 1), (4, 0), (5, 1)):
+            report = loop.sync.push(weights(seed), version)
+            assert report.verified and report.num_bytes == sum(4 * p.numel() for p in make_model(seed).parameters())
+            assert loop.answers() == [greedy(seed)] * len(farm.urls(dialect))
+    with Loop(farm, dialect, bucket_bytes=1024 * KIB) as loop:  # one bucket; another group, by the same servers
+        loop.sync.push(weights(0), 6)
+        assert loop.answers() == [greedy(0)] * len(farm.urls(dialect))
+
+
+def test_gathering_goes_on_while_a_bucket_is_sent(farm: Farm):
+    """Sending takes as long as gathering here: together they take little more than either."""
+    pause_s = 0.1
+
+    def slowly():
+        for name, tensor in weights(1):
+            time.sleep(pause_s)
+            yield name, tensor
+
+    with Loop(farm, "vllm", bucket_bytes=1) as loop:  # a bucket per tensor
+        loop.sync.push(weights(1), 1)
+        broadcast = loop.sync._group.broadcast
+        loop.sync._group.broadcast = lambda data: (time.sleep(pause_s), broadcast(data))
+        started_s = time.perf_counter()
+        report = loop.sync.push(slowly(), 2)
+    assert time.perf_counter() - started_s < 1.6 * report.num_tensors * pause_s
+
+
+def test_a_wrong_byte_on_the_way_is_found_out(farm: Farm):
+    with Loop(farm, "vllm") as loop:
+        loop.sync.push(weights(1), 1)
+        broadcast = loop.sync._group.broadcast
+
+        def corrupt(data):
+            data[7] ^= 1
+            broadcast(data)
+
+        loop.sync._group.broadcast = corrupt
+        with pytest.raises(DigestMismatch, match="differs at the engine"):
+            loop.sync.push(weights(1), 2)
+
+
+def test_a_server_that_dies_in_the_transfer_stops_the_run_and_is_back_after_a_restart(farm: Farm):
+    taken = []
+
+    def interrupted():
+        for name, tensor in weights(1):
+            if len(taken) == 3:
+                kill_server(farm, "vllm", 1)
+            taken.append(name)
+            yield name, tensor
+
+    with Loop(farm, "vllm") as loop:
+        loop.sync.push(weights(1), 1)
+        with pytest.raises(EngineError, match=r"version 2 were not taken by all servers, restart them"):
+            loop.sync.push(interrupted(), 2)
+        assert len(taken) == len(list(make_model(1).named_parameters()))  # no other rank waits for this one
+    launcher = farm.launchers["vllm"]
+    for url in launcher.urls:
+        asyncio.run(launcher.restart(url))
+    with Loop(farm, "vllm") as loop:
+        loop.sync.push(weights(1), 2)
+        assert loop.answers() == [greedy(1)] * 2

@@ -1,0 +1,138 @@
+"""Hand-over by handles of memory: two ranks (threads) with a server each, which reads a buffer as late as it may."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from rollout.engines.base import EngineError
+from rollout.engines.http import EngineFault
+from rollout.engines.pool import EnginePool, PoolSettings
+from rollout.weight_sync.bucket import Bucket
+from rollout.weight_sync.ipc import IpcSync
+from tests.rollout.tiny import make_model
+
+BUCKET_BYTES = 40 * 1024
+NUM_RANKS = 2
+WEIGHTS = {name: parameter.detach() for name, parameter in make_model(1).named_parameters()}
+
+
+class Reader:
+    """What a server is to the sync; handles are keys of `memory`, as those of CUDA are of a GPU's memory."""
+
+    dialect = "sglang"
+    expected_version: int | None = None
+
+    def __init__(self, number: int, memory: dict[str, Bucket], fault: str = ""):
+        self.url = f"http://127.0.0.1:{9000 + number}"
+        self.held: dict[str, torch.Tensor] = {}
+        self.handles: list[str] = []
+        self.version: int | None = None
+        self._memory, self._fault = memory, fault
+
+    async def health(self) -> None:
+        if self._fault == "dead":
+            raise EngineFault("dead", f"{self.url}: no connection")
+
+    async def begin_update(self) -> None:
+        if self._fault == "begin":
+            raise EngineFault("refused", f"{self.url}: HTTP 500")
+
+    async def post_update(self, route: str, body: dict) -> None:
+        (handle,) = body["serialized_named_tensors"]
+        self.handles.append(handle)
+        await asyncio.sleep(0.01)  # a buffer that is filled too early shows now
+        if self._fault == "load" and len(self.handles) == 3:
+            raise EngineFault("dead", f"{self.url}: cut")
+        bucket, start = self._memory[handle], 0
+        for name, dtype, shape, size in zip(bucket.names, bucket.dtypes, bucket.shapes, bucket.sizes, strict=True):
+            data = bucket.buffer[start : start + size].clone()
+            self.held[name] = data.view(getattr(torch, dtype)).reshape(shape)
+            start += size
+
+    async def end_update(self, version: int) -> None:
+        self.version = version
+
+    async def checksum(self, sent) -> str:
+        return "equal"
+
+    async def close(self) -> None:
+        pass
+
+
+class Ranks:
+    """Both ranks' syncs; `push` has them push at the same time and gives what each returned or raised."""
+
+    def __init__(self, *faults: str):
+        self._barrier = threading.Barrier(NUM_RANKS, timeout=30)
+        self._texts = [""] * NUM_RANKS
+        self.readers: list[Reader] = []
+        self._memory: dict[str, Bucket] = {}
+        self.readers = [Reader(number, self._memory, fault) for number, fault in enumerate(faults)]
+
+    def push(self, version: int) -> list:
+        with ThreadPoolExecutor(NUM_RANKS) as threads:
+            pushes = [threads.submit(self._push, rank, version) for rank in range(NUM_RANKS)]
+            return [push.exception() or push.result() for push in pushes]
+
+    def _push(self, rank: int, version: int):
+        numbers = itertools.count()
+
+        def make_handle(bucket: Bucket, dialect: str) -> str:
+            key = f"{rank}/{next(numbers)}"
+            self._memory[key] = bucket
+            return key
+
+        with asyncio.Runner() as runner:
+            pool = EnginePool(self.readers, PoolSettings())
+            sync = IpcSync(
+                pool,
+                runner.run,
+                verify_every=1,
+                is_sender=rank == 0,
+                bucket_bytes=BUCKET_BYTES,
+                all_gather=lambda text: self._all_gather(rank, text),
+                tensor_parallel=1,
+                make_handle=make_handle,
+            )
+            try:
+                return sync.push(iter(WEIGHTS.items()), version)
+            finally:
+                runner.run(pool.close())
+
+    def _all_gather(self, rank: int, text: str) -> list[str]:
+        self._texts[rank] = text
+        self._barrier.wait()
+        texts = list(self._texts)
+        self._barrier.wait()
+        return texts
+
+
+def test_each_server_reads_every_bucket_from_its_own_ranks_memory():
+    ranks = Ranks("", "")
+    reports = ranks.push(4)
+    assert [report.num_tensors for report in reports] == [len(WEIGHTS)] * 2
+    for number, reader in enumerate(ranks.readers):
+        assert reader.version == 4 and len(reader.handles) > 2
+        assert {handle.split("/")[0] for handle in reader.handles} == {str(number)}
+        assert all(torch.equal(reader.held[name], tensor) for name, tensor in WEIGHTS.items())
+
+
+def test_a_dead_servers_neighbour_keeps_its_own_gpu():
+    ranks = Ranks("dead", "")
+    assert [report.num_tensors for report in ranks.push(4)] == [len(WEIGHTS)] * 2
+    assert {handle.split("/")[0] for handle in ranks.readers[1].handles} == {"1"}
+
+
+@pytest.mark.parametrize("fault", ["begin", "load"])
+def test_a_server_that_fails_stops_the_sender_and_leaves_no_rank_waiting(fault: str):
+    ranks = Ranks("", fault)
+    error, report = ranks.push(4)
+    assert isinstance(error, EngineError) and "incomplete, restart them" in str(error)
+    assert report.num_tensors == len(WEIGHTS)
+    assert ranks.readers[0].version is None
