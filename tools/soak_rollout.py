@@ -47,7 +47,6 @@ from tools.faulty_server import faulty_command, inject
 KILL_SERVER, FREEZE_SERVER, KILL_ENVIRONMENT = "kill a server", "freeze a server", "kill an environment process"
 ANSWERS = {"a server answers garbage": "garbage", "a server cuts its answers": "cut"}
 FAULTS = (KILL_SERVER, KILL_ENVIRONMENT, FREEZE_SERVER, *ANSWERS)
-REQUEST_TIMEOUT_S = 20.0
 FAULT_AFTER_S = 0.2
 PROCESSES = ("trainer", "server", "environments")
 MIB = 1 << 20
@@ -58,7 +57,7 @@ class Soak:
 
     def __init__(self, options: argparse.Namespace, work: Path, launcher: Launcher, games: Path, model: Path):
         self._options, self._launcher, self._faults = options, launcher, work / "faults"
-        engines = [CLIENTS[options.dialect](url, request_timeout_s=REQUEST_TIMEOUT_S) for url in launcher.urls]
+        engines = [CLIENTS[options.dialect](url, request_timeout_s=options.request_timeout_s) for url in launcher.urls]
         self._pool = EnginePool(engines, PoolSettings(recovery_timeout_s=300, probe_timeout_s=20), launcher)
         bench = bench_rollout.Bench(options, games, model, launcher)
         self._settings = bench.settings
@@ -160,10 +159,16 @@ class Soak:
             raise RuntimeError(f"step {step}: {found}")
 
 
-def drift(values: list[float]) -> float:
-    """The median of the last tenth over that of the second tenth (the first is warming up), minus 1."""
-    tenth = max(1, len(values) // 10)
-    return statistics.median(values[-tenth:]) / statistics.median(values[tenth : 2 * tenth]) - 1
+def drift(values: list[float]) -> float | None:
+    """The median of the last tenth over that of the fourth tenth, minus 1; None for fewer than 10 steps.
+
+    Before that the trainer fills its cache of encoded lines (rollout/line_encoder.py: 32,768 lines, about 20 MB, at a
+    hundred new ones a step).
+    """
+    tenth = len(values) // 10
+    if not tenth:
+        return None
+    return statistics.median(values[-tenth:]) / statistics.median(values[3 * tenth : 4 * tenth]) - 1
 
 
 def summarize(records: list[dict]) -> dict:
@@ -183,6 +188,7 @@ def summarize(records: list[dict]) -> dict:
             {
                 "num_steps": len(part),
                 "memory_drift": {name: drift([record["mib"][name] for record in part]) for name in PROCESSES},
+                "mib_every_20_steps": {name: [r["mib"][name] for r in part[::20]] for name in PROCESSES},
                 "last_mib": part[-1]["mib"],
             }
             for part in parts.values()
@@ -235,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(json.dumps(summary, indent=1))
     if options.json:
         settings = {key: str(value) for key, value in vars(options).items() if key not in ("json", "records")}
-        kept = [record for record in records if record["fault"] or record["step"] % 10 == 0]
+        kept = [record for record in records if record["fault"] or record["events"]]
         report = {"options": settings, "num_cores": os.cpu_count(), "summary": summary, "records": kept}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -260,6 +266,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--response-tokens", type=int, default=8)
     parser.add_argument("--stop-tokens", type=int, default=0)
     parser.add_argument("--fault-every", type=int, default=20)
+    parser.add_argument("--request-timeout-s", type=float, default=20.0, help="a frozen server is noticed after it")
     parser.add_argument("--token-ms", type=float, default=0.0, help="negative: the model decodes")
     parser.add_argument("--dialect", choices=list(CLIENTS), default="vllm")
     parser.add_argument("--servers", type=int, default=3)
