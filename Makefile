@@ -1,6 +1,6 @@
 # make setup   .venv with everything the demo needs        make demo    the main job, on this machine
 # make test    the tests                                   make lint    ruff
-# make demo ENV=webshop|search|sciworld                    the same in another environment (sciworld needs Java)
+# make demo ENV=webshop|search|sciworld                    the same in another environment
 # make test-slurm   jobs on a real Slurm of virtual nodes; needs root and Debian's slurmctld slurmd slurm-client munge
 # make bench   the CPU benchmarks, raw JSON to docs/bench
 PYTHON ?= python3

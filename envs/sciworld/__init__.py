@@ -1,4 +1,4 @@
-"""ScienceWorld: elementary science experiments in a simulated house; the package scienceworld, which needs Java."""
+"""ScienceWorld: elementary science experiments in a simulated house; the package scienceworld."""
 
 from envs.sciworld.environment import make_environment, num_tasks, option_faults, success_score
 from envs.sciworld.prompt import project_action, render_prompt

@@ -111,7 +111,7 @@ class SciworldEnvironment:
 
 
 def option_faults(options: Mapping[str, Any]) -> list[str]:
-    """See `Options`; and Java and the package scienceworld must be installed."""
+    """See `Options`; and the extra `sciworld` must be installed."""
     known = [field.name for field in fields(Options)]
     faults = unknown_options(options, known=("data", *known))
     if faults:

