@@ -83,7 +83,7 @@ def test_the_local_engine_and_the_cpu_servers_need_nothing():
     "overrides, messages",
     [
         (["engine.urls=[http://h:1]"], ["needs engine.name=vllm or sglang"]),
-        (["engine.sync=disk", "engine.cpu_servers=true"], ["engine.sync=disk needs", "engine.cpu_servers=true needs"]),
+        (["engine.sync=disk", "engine.cpu_servers=true"], ["engine.cpu_servers=true needs", "engine.sync=disk needs"]),
         (["engine.name=vllm", "engine.urls=[h:1]"], ["is no server's address"]),
         (["engine.name=vllm", "engine.urls=[http://a:b@h:1]"], ["credentials"]),
         (["engine.name=vllm", "engine.urls=[http://h:1,http://h:1]"], ["names a server twice"]),
