@@ -184,7 +184,7 @@ def test_sglang_colocated_with_an_endpoint_for_the_skills_trains_as_the_local_en
         skills = {"skills__analyzer": "openai", "skills__max_failed_share": 1, "skills__max_completion_tokens": 16}
         served = {"engine__name": "sglang", "engine__cpu_servers": "true", "engine__placement": "colocated"}
         colocated = train(small_run, tmp_path / "colocated", **FEW, **skills, **served)
-    local = train(small_run, tmp_path / "local", **FEW, skills__analyzer="none")
+    local = train(small_run, tmp_path / "local", **FEW, algorithm__name="grpo")  # no analysis is OPID without skills
     assert_equal_runs(local, colocated)
     for line in read_metrics(colocated / "metrics.jsonl")[1:]:
         assert line["analyzer/analyses"] == line["analyzer/failures"] == 8
