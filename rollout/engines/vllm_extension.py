@@ -97,7 +97,8 @@ def _blocks(name: str, module: Any, tensor: Tensor) -> Iterator[Shard]:
             indices = module.shard_indices  # rows beyond the vocabulary are padding
             held = tensor[: indices.num_org_elements]
             shape = (module.org_vocab_size, *tensor.shape[1:])
-            yield Shard(name, held, shape, indices.org_vocab_start_index, 0, rank == 0)
+            start = indices.org_vocab_start_index  # this class keeps no tp_rank
+            yield Shard(name, held, shape, start, 0, start == 0)
         case kind if "MoE" in kind:
             raise NotImplementedError(f"digests of {name} ({kind}) are not built; set engine.verify_every very high")
         case _:

@@ -37,7 +37,14 @@ class ColumnParallelLinear(_Layer): ...
 class RowParallelLinear(_Layer): ...
 
 
-class VocabParallelEmbedding(_Layer): ...
+class VocabParallelEmbedding(nn.Module):
+    """Has no tp_rank: where its rows start says whose they are."""
+
+    def __init__(self, weight: torch.Tensor, size: int, **attributes: object):
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.tp_size = size
+        vars(self).update(attributes)
 
 
 class RMSNorm(_Layer): ...
@@ -80,9 +87,7 @@ def shard_of(tensors: dict[str, torch.Tensor], rank: int, size: int) -> nn.Modul
 
     model = nn.Module()
     model.model = nn.Module()
-    model.model.embed_tokens = VocabParallelEmbedding(
-        padded, rank, size, shard_indices=indices, org_vocab_size=VOCABULARY
-    )
+    model.model.embed_tokens = VocabParallelEmbedding(padded, size, shard_indices=indices, org_vocab_size=VOCABULARY)
     block = nn.Module()
     block.self_attn = nn.Module()
     block.self_attn.qkv_proj = QKVParallelLinear(
