@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 SHAPE_KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+MANY_MACHINES = (
+    "engine.name={name} without engine.urls starts its servers on one machine, and the ranks are on several; give the "
+    "engines nodes of their own (slurm.launch job=disaggregated), or set engine.urls"
+)
 
 
 def engine_faults(config: Config, world_size: int) -> list[str]:
@@ -47,6 +51,8 @@ def engine_faults(config: Config, world_size: int) -> list[str]:
         faults.append("engine.cpu_servers=true has engine.sync=disk or nccl and engine.tensor_parallel=1 only")
     if not engine.urls and not engine.cpu_servers:
         faults += _gpu_faults(config, world_size)
+    if not engine.urls:
+        faults += _machine_faults(config, world_size)
     if not faults and engine.urls:
         faults += asyncio.run(_server_faults(config))
     return faults
@@ -187,10 +193,22 @@ def _url_faults(url: str) -> list[str]:
     return []
 
 
+def local_world_size(world_size: int) -> int:
+    """The ranks on this machine: all of them, unless a launcher says otherwise."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+
+
+def _machine_faults(config: Config, world_size: int) -> list[str]:
+    """A run starts servers on one machine only, where all of its ranks must be to reach them."""
+    if local_world_size(world_size) == world_size:
+        return []
+    return [MANY_MACHINES.format(name=config.engine.name)]
+
+
 def _gpu_faults(config: Config, world_size: int) -> list[str]:
     engine, num_gpus = config.engine, len(_visible_gpus())
     needed = engine.num_servers * engine.tensor_parallel
-    trainer = 0 if engine.placement == "colocated" else int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    trainer = 0 if engine.placement == "colocated" else local_world_size(world_size)
     if needed + trainer <= num_gpus:
         return []
     return [

@@ -1,6 +1,6 @@
 """Starting the ranks of one machine: an entry point checks its configuration once, then runs itself once per rank.
 
-Under an external launcher (torchrun, srun: RANK is set) the process is a rank already and just runs.
+Under an external launcher (torchrun, slurm.node: RANK is set) the process is a rank already and just runs.
 """
 
 from __future__ import annotations
@@ -47,6 +47,13 @@ def entry_point(
     """
     is_rank = "RANK" in os.environ
     try:
+        if not is_rank and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+            raise ConfigError(
+                [
+                    "srun starts several processes and none knows its rank; use slurm/train.sbatch, or set RANK, "
+                    "LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT from Slurm's variables"
+                ]
+            )
         config = load(arguments)
         faults = find_faults(config, int(os.environ["WORLD_SIZE"]) if is_rank else config.run.num_processes)
         if faults:

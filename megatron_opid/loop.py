@@ -72,7 +72,13 @@ def train(config: Config) -> int:
 
 
 def _watchdog(config: Config, rollout: Rollout) -> Watchdog:
-    return Watchdog(Path(config.run.dir) / "watch", dist.get_rank(), config.run.hang_report_s, rollout.waiting)
+    return Watchdog(
+        Path(config.run.dir) / "watch",
+        dist.get_rank(),
+        config.run.hang_report_s,
+        rollout.waiting,
+        num_ranks=dist.get_world_size(),
+    )
 
 
 def _actor(config: Config) -> Actor:

@@ -15,7 +15,7 @@ def job_identity(entry_point: str, config: Config) -> dict[str, str | int]:
     """What must be the same in a run that resumes; kept in its checkpoints beside what the actor keeps."""
     return {
         "entry_point": entry_point,
-        "initial weights": weights_fingerprint(resolve_model(config.actor.model)),
+        "initial weights": weights_fingerprint(resolve_model(config.actor.weights or config.actor.model)),
         "algorithm.name": config.algorithm.name,
         "env.name": config.env.name,
         "run.seed": config.run.seed,
@@ -48,7 +48,7 @@ def resume_faults(entry_point: str, config: Config) -> list[str]:
 def weights_fingerprint(directory: Path) -> str:
     """A digest of the weight files' names, sizes, first and last bytes: tells models apart without reading all."""
     digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in sorted([*directory.glob("*.safetensors"), *directory.rglob("*.distcp")]):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from envs.base import load as load_environment
 from megatron_opid.actor.parallel import resolve_device
 from megatron_opid.collected import Collected, join_shares
 from megatron_opid.config import Config, resolve_model
-from megatron_opid.engines import make_launcher, make_pool, make_sync
+from megatron_opid.engines import local_world_size, make_launcher, make_pool, make_sync
 from megatron_opid.exchange import all_gather_text
 from megatron_opid.skills.analyzer import Analyzer, make_analyzer
 from megatron_opid.skills.routing import is_scheduled
@@ -183,7 +182,7 @@ class Rollout:
             )
         urls = config.engine.urls
         if not urls and self._rank == 0:
-            self._launcher = make_launcher(config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+            self._launcher = make_launcher(config, local_world_size(self._num_ranks))
             try:
                 asyncio.run(self._launcher.start())
             except BaseException:

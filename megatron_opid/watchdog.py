@@ -27,8 +27,17 @@ class Watchdog:
         describe: what this rank's rollout waits for at the moment, a line each; called from another thread.
     """
 
-    def __init__(self, directory: Path, rank: int, limit_s: float, describe: Callable[[], Sequence[str]] = lambda: ()):
+    def __init__(
+        self,
+        directory: Path,
+        rank: int,
+        limit_s: float,
+        describe: Callable[[], Sequence[str]] = lambda: (),
+        *,
+        num_ranks: int = 1,
+    ):
         directory.mkdir(parents=True, exist_ok=True)
+        self._num_ranks = num_ranks
         self._directory, self._rank, self._limit_s, self._describe = directory, rank, limit_s, describe
         self._status = directory / f"rank_{rank}.json"
         self._log = (directory / f"rank_{rank}.txt").open("a", encoding="utf-8")
@@ -78,7 +87,11 @@ class Watchdog:
     def _ranks(self) -> list[str]:
         """Where all ranks are, by the files that they keep."""
         lines = []
-        for path in sorted(self._directory.glob("rank_*.json")):
+        for rank in range(self._num_ranks):  # not all files: an earlier attempt may have had more ranks
+            path = self._directory / f"rank_{rank}.json"
+            if not path.exists():
+                lines.append(f"rank {rank}: not started")
+                continue
             status = json.loads(path.read_text())
             began = time.strftime("%H:%M:%S", time.localtime(status["since_s"]))
             silent_s = time.time() - path.stat().st_mtime

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from megatron_opid.config import Config, ConfigError
+from megatron_opid.engines import MANY_MACHINES
 from slurm.site import Site
 
 # The batch scripts whose arguments are configuration overrides; the others' are handed on as they are.
@@ -80,13 +81,14 @@ def size_faults(request: Request, config: Config, site: Site) -> list[str]:
                 f"actor.tensor_parallel={config.actor.tensor_parallel} would cross nodes of {ranks} ranks, at the "
                 f"speed of the network; set {ranks} or less"
             )
-    if request.job == "disaggregated":
-        engine = config.engine
-        if engine.num_servers * engine.tensor_parallel > gpus:
-            faults.append(
-                f"engine.num_servers={engine.num_servers} × engine.tensor_parallel={engine.tensor_parallel} are more "
-                f"than an engine node's {gpus} GPUs; set them lower"
-            )
+    engine = config.engine
+    if request.job == "train" and int(request.nodes) > 1 and engine.name != "local" and not engine.urls:
+        faults.append(MANY_MACHINES.format(name=engine.name))
+    if request.job == "disaggregated" and engine.num_servers * engine.tensor_parallel > gpus:
+        faults.append(
+            f"engine.num_servers={engine.num_servers} × engine.tensor_parallel={engine.tensor_parallel} are more "
+            f"than an engine node's {gpus} GPUs; set them lower"
+        )
     return faults
 
 

@@ -27,10 +27,12 @@ def build_bm25(corpus: Path, out: Path, *, show_progress: bool) -> None:
     """
     if corpus.stat().st_size == 0:
         raise ValueError(f"{corpus} is empty")
+    if (out / BM25_DIRECTORY).exists():
+        raise FileExistsError(f"{out / BM25_DIRECTORY} exists already; remove it, or use it as it is")
     texts = (document.contents for document in read_documents(corpus))
     out.mkdir(parents=True, exist_ok=True)
-    build(texts, out / BM25_DIRECTORY, show_progress=show_progress, source=fingerprint(corpus))
     describe(corpus, out)
+    build(texts, out / BM25_DIRECTORY, show_progress=show_progress, source=fingerprint(corpus))
 
 
 def main(arguments: list[str] | None = None) -> int:

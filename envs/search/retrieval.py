@@ -67,7 +67,7 @@ class HttpRetriever:
 
     def __init__(self, urls: Sequence[str], timeout_s: float, patience_s: float) -> None:
         self._urls = itertools.cycle(urls)
-        self._client = httpx.Client(timeout=timeout_s)
+        self._client = httpx.Client(timeout=timeout_s, trust_env=False)  # as the engines' clients: no proxy
         self._patience_s = patience_s
 
     def retrieve(self, query: str, topk: int) -> list[str]:

@@ -28,6 +28,7 @@ from megatron_opid.actor.checkpoint_directory import (
     write_attachment,
 )
 from megatron_opid.actor.optimizer import Optimizer, prepare_torch_adam_for_checkpoint
+from megatron_opid.exchange import all_gather_text
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,12 @@ def load_checkpoint(path: Path, state: CheckpointState) -> dict[str, Any]:
 def _make_temporary(final: Path) -> Path:
     """A directory of its own for each attempt, known to all ranks: the writer processes of a trainer that was killed
     may go on for a while, and must not write into the checkpoint of the run that took its place."""
-    name = [None]
+    name = ""
     if dist.get_rank() == 0:
         final.parent.mkdir(parents=True, exist_ok=True)
-        name = [tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".tmp", dir=final.parent)]
-        (Path(name[0]) / "megatron").mkdir()
-    dist.broadcast_object_list(name, src=0)
-    return Path(name[0])
+        name = tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".tmp", dir=final.parent)
+        (Path(name) / "megatron").mkdir()
+    return Path(all_gather_text(name)[0])
 
 
 def _publish(temporary: Path, final: Path, description: str, keep: int) -> None:

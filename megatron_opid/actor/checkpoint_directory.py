@@ -118,7 +118,8 @@ def _delete_old(directory: Path, keep: int) -> None:
     for leftover in [*directory.glob("step_*.tmp"), *directory.glob("step_*.old")]:
         # A writer that outlived its trainer may still be at work in it; then the next call removes the rest.
         shutil.rmtree(leftover, ignore_errors=True)
-    by_age = sorted(directory.glob("step_*"), key=lambda path: (path / DESCRIPTION).stat().st_mtime_ns)
+    complete = [path / DESCRIPTION for path in directory.glob("step_*") if path.name.removeprefix("step_").isdigit()]
+    by_age = [path.parent for path in sorted(complete, key=lambda path: path.stat().st_mtime_ns)]
     for path in by_age[:-keep]:
         shutil.rmtree(path)
 

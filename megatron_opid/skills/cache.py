@@ -34,12 +34,20 @@ class ReplyCache:
             return None
         return reply if isinstance(reply, str) else None
 
-    def put(self, model: str, messages: Sequence[dict[str, str]], reply: str) -> None:
-        """Store an answer."""
+    def put(self, model: str, messages: Sequence[dict[str, str]], reply: str) -> str:
+        """Store an answer, unless one is there already; returns the one that counts.
+
+        Members of a group may be the same episode, asked about at the same time: a resumed run finds one answer.
+        """
         path = self._path(model, messages)
         with tempfile.NamedTemporaryFile("w", dir=self._directory, suffix=".tmp", delete=False) as file:
             json.dump({"model": model, "reply": reply}, file)
-        Path(file.name).replace(path)
+        first = self.get(model, messages)
+        if first is None:
+            Path(file.name).replace(path)
+            return reply
+        Path(file.name).unlink()
+        return first
 
     def _path(self, model: str, messages: Sequence[dict[str, str]]) -> Path:
         key = hashlib.sha256(json.dumps([model, list(messages)], sort_keys=True).encode()).hexdigest()

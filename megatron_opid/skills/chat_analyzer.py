@@ -59,6 +59,9 @@ class ChatAnalyzer:
         try:
             text = await self._ask(messages, trajectory.uid) if cached is None else cached
             parsed = parse_reply(text, len(trajectory.steps), self._max_step_skills)
+            if self._cache and cached is None:
+                text = self._cache.put(self._model.name, messages, text)
+                parsed = parse_reply(text, len(trajectory.steps), self._max_step_skills)
         except AnalysisError as error:
             if self._counters.add_failure(error.cause) == 1:
                 logger.warning("analysis of episode %s failed (%s): %s", trajectory.uid, error.cause, error)
@@ -66,8 +69,6 @@ class ChatAnalyzer:
         self._counters.add("dropped_step_skills", parsed.num_dropped)
         if cached is not None:
             self._counters.add("cache_hits")
-        elif self._cache:
-            self._cache.put(self._model.name, messages, text)
         return parsed.skills
 
     def counters(self) -> dict[str, float]:

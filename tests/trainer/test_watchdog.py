@@ -19,15 +19,17 @@ def wait_in_a_collective(until) -> None:
 
 
 def test_a_hang_is_named_with_ranks_engines_and_stacks(tmp_path: Path, capfd):
+    (tmp_path / "rank_2.json").write_text(json.dumps({"phase": "of an attempt with more ranks", "since_s": 0.0}))
     (tmp_path / "rank_1.json").write_text(json.dumps({"phase": "update", "since_s": 0.0}))
     waiting = ["engine http://h:1: 3 requests, the oldest for 99 s"]
     log = tmp_path / "rank_0.txt"
-    with closing(Watchdog(tmp_path, 0, 0.2, lambda: waiting)) as watchdog:
+    with closing(Watchdog(tmp_path, 0, 0.2, lambda: waiting, num_ranks=2)) as watchdog:
         timer = Timer()
         timer.on_phase = watchdog.enter
         with timer("rollout"):
             wait_in_a_collective(lambda: "wait_in_a_collective" in log.read_text())
     report = log.read_text()
+    assert "more ranks" not in report
     assert "rank 0 has been in phase 'rollout'" in report and "rank 1: in 'update' since" in report
     assert waiting[0] in report and waiting[0] in capfd.readouterr().err
 
