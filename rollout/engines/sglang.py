@@ -123,8 +123,10 @@ class SglangEngine(HttpEngine):
         ids = tuple(map(int, answer["output_ids"]))
         if ids != tuple(int(entry[1]) for entry in logprobs):
             raise ValueError("output_ids are not those of output_token_logprobs")
-        if reason == "stop" and ids[-1] not in sampling.stop_token_ids:
-            reason = "length"  # cut by an end token of the model's own configuration, which SGLang always heeds
+        if reason != "abort":
+            # SGLang calls a stop token that is the last allowed one "length", and an end token of the model's own
+            # configuration, which it always heeds, "stop".
+            reason = "stop" if ids[-1] in sampling.stop_token_ids else "length"
         return Generation(ids, tuple(float(entry[0]) for entry in logprobs), reason, version)
 
     async def _verify_connections(self) -> None:

@@ -109,7 +109,7 @@ class _Routes:
         ids, logprobs = (generation.token_ids, generation.logprobs) if generation else ((), ())
         meta: dict[str, Any] = {
             "id": body.get("rid") or uuid.uuid4().hex,
-            "finish_reason": _finish(generation.finish_reason if generation else "abort", ids),
+            "finish_reason": _finish(generation is None, ids, sampling.max_tokens),
             "prompt_tokens": len(body["input_ids"]),
             "completion_tokens": len(ids),
             "cached_tokens": num_cached,
@@ -240,13 +240,13 @@ class _Routes:
         return PlainTextResponse("\n".join([*lines, f"rollout:busy_seconds_total {host.engine.busy_s}"]) + "\n")
 
 
-def _finish(reason: str, ids: tuple[int, ...]) -> dict[str, Any]:
-    match reason:
-        case "stop":
-            return {"type": "stop", "matched": ids[-1]}
-        case "length":
-            return {"type": "length", "length": len(ids)}
-    return {"type": "abort", "message": "Abort in waiting queue"}
+def _finish(is_aborted: bool, ids: tuple[int, ...], max_tokens: int) -> dict[str, Any]:
+    """SGLang looks at the number of tokens first: a stop token that is the last allowed one finishes by length."""
+    if is_aborted:
+        return {"type": "abort", "message": "Abort in waiting queue"}
+    if len(ids) >= max_tokens:
+        return {"type": "length", "length": max_tokens}
+    return {"type": "stop", "matched": ids[-1]}
 
 
 def _update_answer(success: bool, message: str) -> JSONResponse:

@@ -56,6 +56,8 @@ async def test_finish_reasons(farm: Farm, dialect: str):
         stop = Sampling(temperature=1.0, max_tokens=5, stop_token_ids=cut.token_ids, seed=1)
         stopped = await engine.generate(PROMPT, stop, session="a")
         assert (stopped.finish_reason, stopped.token_ids) == ("stop", cut.token_ids)  # the stop token is kept
+        last = Sampling(temperature=1.0, max_tokens=1, stop_token_ids=cut.token_ids, seed=1)
+        assert (await engine.generate(PROMPT, last, session="a")).finish_reason == "stop"  # and the last allowed token
 
 
 @dialects
