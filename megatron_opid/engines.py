@@ -134,7 +134,7 @@ def make_sync(config: Config, engine: Engine, run: Run, *, rank: int) -> WeightS
                 run,
                 config.engine.verify_every,
                 is_sender=is_sender,
-                directory=Path(config.engine.sync_dir or Path(config.run.dir) / "weights"),
+                directory=weights_directory(config),
                 source=resolve_model(config.actor.model),
                 bucket_bytes=bucket_bytes,
             )
@@ -163,6 +163,12 @@ def make_sync(config: Config, engine: Engine, run: Run, *, rank: int) -> WeightS
                 tensor_parallel=config.engine.tensor_parallel,
             )
     raise ValueError(f"engine.sync={config.engine.sync!r} is unknown")
+
+
+def weights_directory(config: Config) -> Path:
+    """Where sync over disk writes: below `engine.sync_dir`, which runs may share, a path of this run's own."""
+    run = Path(config.run.dir)
+    return Path(config.engine.sync_dir, *run.absolute().parts[1:]) if config.engine.sync_dir else run / "weights"
 
 
 def _longest_sequence(config: Config) -> int:

@@ -21,6 +21,7 @@ class DiskSync(ServerSync):
     which was restarted meanwhile can be given it without the trainer; older ones are deleted.
 
     Args:
+        directory: of this run alone.
         source: the model directory whose config.json and tokenizer go with the weights.
     """
 
@@ -47,9 +48,9 @@ class DiskSync(ServerSync):
         write_hf(self._path(version), named_tensors, source=self._source, max_shard_bytes=self._bucket_bytes)
         self._version = version
         self._run(self._pool.update(self._give, version))
-        for path in self._directory.iterdir():
+        for path in self._directory.glob("version_*"):
             if path != self._path(version):
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)  # a server may be reading it still; the next push tries again
 
     async def _give(self, engine: HttpEngine) -> None:
         await engine.load_from_disk(self._path(self._version), self._version)

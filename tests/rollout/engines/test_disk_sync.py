@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron_opid.config import load
+from megatron_opid.engines import weights_directory
 from rollout.engines.base import EngineError
 from rollout.engines.pool import EnginePool, PoolSettings
 from rollout.weight_sync.digest import DigestMismatch
@@ -68,6 +70,24 @@ def test_a_push_reaches_every_server_in_buckets_and_leaves_one_version(farm: Far
     assert len(shards) > 2 and set(json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"])
     held = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
     assert all(torch.equal(held[name], tensor) for name, tensor in weights(1))
+
+
+def test_only_older_versions_of_this_run_are_deleted(farm: Farm, tmp_path):
+    for name in ("version_4", "other_run/version_4"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "notes.txt").write_text("somebody's")
+    with Loop(farm, "sglang", tmp_path) as loop:
+        loop.sync.push(weights(1), 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "other_run", "version_5"]
+    assert (tmp_path / "other_run" / "version_4").is_dir()
+
+
+def test_runs_that_share_a_directory_for_weights_have_their_own_below_it(tmp_path):
+    shared, runs = tmp_path / "shared", [tmp_path / "a" / "seed_0", tmp_path / "b" / "seed_0"]
+    words = [f"engine.sync_dir={shared}"]
+    own, other = (weights_directory(load([*words, f"run.dir={run}"])) for run in runs)
+    assert own != other and own.is_relative_to(shared) and other.is_relative_to(shared)
+    assert weights_directory(load([f"run.dir={runs[0]}"])) == runs[0] / "weights"
 
 
 def test_the_other_ranks_follow_and_expect_the_version(farm: Farm, tmp_path):
