@@ -107,6 +107,7 @@ def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], ke
         *("--max-running-requests", str(settings.max_batch_sequences)),
         *("--skip-tokenizer-init", "--enable-metrics", "--weight-version", UNSYNCED),
         *("--attention-backend", "triton", "--sampling-backend", "pytorch"),
+        *("--log-level", "warning"),  # at info it prints its keys
     ]
     if settings.max_model_tokens is not None:
         arguments += ["--context-length", str(settings.max_model_tokens)]

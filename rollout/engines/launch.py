@@ -21,6 +21,7 @@ import httpx
 from rollout.engines.base import EngineError
 from rollout.engines.commands import ServerCommand, ServerSettings, server_command
 from rollout.engines.guard import GRACE_S, KILL_NOW
+from rollout.engines.http import ADMIN_KEY, API_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +129,7 @@ class Launcher:
     def _spawn(self, server: _Server) -> None:
         guard = [sys.executable, "-m", "rollout.engines.guard", str(os.getpid())]
         with server.log.open("ab") as log:
+            os.fchmod(log.fileno(), 0o600)  # what a server prints may show what it was given
             server.process = subprocess.Popen(
                 [*guard, *server.command.arguments],
                 env=os.environ | server.command.environment,
@@ -171,7 +173,10 @@ def _kill(server: _Server) -> None:
 
 
 def _tail(path: Path, num_lines: int = LOG_TAIL_LINES) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-num_lines:]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for key in filter(None, map(os.environ.get, (API_KEY, ADMIN_KEY))):
+        text = text.replace(key, "***")
+    lines = text.splitlines()[-num_lines:]
     return "\n".join(["its log ends:" if num_lines > 1 else "", *(f"  {line}" for line in lines), f"  ({path})"])
 
 

@@ -1,0 +1,50 @@
+"""What servers are started with, and what their start leaves behind: nobody else reads a key there."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from rollout.engines.commands import ServerCommand, ServerSettings, server_command
+from rollout.engines.http import ADMIN_KEY, API_KEY
+from rollout.engines.launch import Launcher, ServerStartError
+
+KEYS = {API_KEY: "key-1234", ADMIN_KEY: "admin-1234"}
+
+
+@pytest.fixture
+def keys(monkeypatch):
+    for name, key in KEYS.items():
+        monkeypatch.setenv(name, key)
+
+
+def command(dialect: str, directory: Path) -> ServerCommand:
+    return server_command(ServerSettings(dialect, Path("/model"), "bfloat16"), 8000, ["0"], directory / "keys.yaml")
+
+
+def test_a_key_is_on_no_command_line_and_sglang_does_not_print_it(keys, tmp_path):
+    for dialect in ("vllm", "sglang"):
+        arguments = command(dialect, tmp_path).arguments
+        assert not any(key in word for key in KEYS.values() for word in arguments)
+    # SGLang 0.5.14 writes all of its arguments, keys included, at the level info, its default.
+    assert arguments[arguments.index("--log-level") + 1] == "warning"
+    assert stat.S_IMODE((tmp_path / "keys.yaml").stat().st_mode) == 0o600
+
+
+def test_a_server_that_prints_its_keys_and_dies_shows_them_to_nobody(keys, tmp_path):
+    def chatty(*_: object) -> ServerCommand:
+        words = f"print('args: {' '.join(KEYS.values())}'); raise SystemExit('no GPU')"
+        return ServerCommand((sys.executable, "-c", words), {})
+
+    settings = ServerSettings("sglang", tmp_path, "float32")
+    options = {"num_servers": 1, "gpus": (), "directory": tmp_path, "startup_timeout_s": 30, "make_command": chatty}
+    log = tmp_path / "engine_0.log"
+    log.touch(mode=0o644)  # of an older run
+    with Launcher(settings, **options) as launcher, pytest.raises(ServerStartError) as caught:
+        asyncio.run(launcher.start())
+    assert "no GPU" in str(caught.value) and "args: *** ***" in str(caught.value)
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
