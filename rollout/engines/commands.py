@@ -13,6 +13,8 @@ from typing import Literal
 from rollout.engines.http import ADMIN_KEY, API_KEY
 from rollout.engines.sglang import UNSYNCED
 
+# The Python that vLLM or SGLang is installed in; unset or empty: this one.
+ENGINE_PYTHON = "ENGINE_PYTHON"
 EXTENSION = "rollout.engines.vllm_extension.WeightBook"
 
 
@@ -59,6 +61,11 @@ def server_command(settings: ServerSettings, port: int, gpus: Sequence[str], key
     return _sglang(settings, port, environment, key_file)
 
 
+def _engine_python() -> str:
+    """vLLM and SGLang want another PyTorch than the trainer: they may have a Python of their own."""
+    return os.environ.get(ENGINE_PYTHON) or sys.executable
+
+
 def _cpu(settings: ServerSettings, port: int) -> ServerCommand:
     arguments = [
         *(sys.executable, "-m", "rollout.engines.server"),
@@ -73,7 +80,7 @@ def _cpu(settings: ServerSettings, port: int) -> ServerCommand:
 
 def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> ServerCommand:
     arguments = [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(settings.model)),
+        *(_engine_python(), "-m", "vllm.entrypoints.cli.main", "serve", str(settings.model)),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", settings.dtype),
         *("--tensor-parallel-size", str(settings.tensor_parallel)),
         *("--gpu-memory-utilization", str(settings.gpu_memory_utilization)),
@@ -100,7 +107,7 @@ def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> S
 
 def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], key_file: Path) -> ServerCommand:
     arguments = [
-        *(sys.executable, "-m", "sglang.launch_server", "--model-path", str(settings.model)),
+        *(_engine_python(), "-m", "sglang.launch_server", "--model-path", str(settings.model)),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", settings.dtype),
         *("--tp-size", str(settings.tensor_parallel)),
         *("--mem-fraction-static", str(settings.gpu_memory_utilization)),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.engines.commands import ServerCommand, ServerSettings, server_command
+from rollout.engines.commands import ENGINE_PYTHON, ServerCommand, ServerSettings, server_command
 from rollout.engines.http import ADMIN_KEY, API_KEY
 from rollout.engines.launch import Launcher, ServerStartError
 
@@ -33,6 +33,15 @@ def test_a_key_is_on_no_command_line_and_sglang_does_not_print_it(keys, tmp_path
     # SGLang 0.5.14 writes all of its arguments, keys included, at the level info, its default.
     assert arguments[arguments.index("--log-level") + 1] == "warning"
     assert stat.S_IMODE((tmp_path / "keys.yaml").stat().st_mode) == 0o600
+
+
+def test_real_engines_run_in_a_python_of_their_own_where_there_is_one(monkeypatch, tmp_path):
+    monkeypatch.delenv(ENGINE_PYTHON, raising=False)
+    assert {command(dialect, tmp_path).arguments[0] for dialect in ("vllm", "sglang")} == {sys.executable}
+    monkeypatch.setenv(ENGINE_PYTHON, "/opt/engine/bin/python")
+    assert {command(dialect, tmp_path).arguments[0] for dialect in ("vllm", "sglang")} == {"/opt/engine/bin/python"}
+    ours = ServerSettings("vllm", Path("/model"), "float32", on_cpu=True)
+    assert server_command(ours, 8000, (), tmp_path / "keys.yaml").arguments[0] == sys.executable
 
 
 def test_a_server_that_prints_its_keys_and_dies_shows_them_to_nobody(keys, tmp_path):
