@@ -7,54 +7,56 @@
 
 A Megatron checkpoint can be loaded in any parallel layout; the sizes only decide how it is cut into files. Start a run
 from it with actor.weights=DST. No GPU and no process group are needed, and memory stays at about one output shard.
-Exit codes: 0 done; 1 the models of `verify` differ; 2 refused, with nothing written.
+Exit codes: 0 done; 1 the models of `verify` differ; 2 refused, or failed, with nothing written.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from megatron_opid.actor.checkpoint_directory import DESCRIPTION, CheckpointError, shape_identity
 from megatron_opid.actor.layout import model_size_faults
 from megatron_opid.config import ActorConfig
-from megatron_opid.weights.families import parameters
-from megatron_opid.weights.hf import WeightsError, write_hf
+from megatron_opid.weights.hf import HfWeights, WeightsError
 from megatron_opid.weights.hf_config import HfConfigError, ModelShape
 from megatron_opid.weights.megatron import is_megatron, write_megatron
 from megatron_opid.weights.stored import TargetLayout
 from rollout.hf_directory import MAX_SHARD_BYTES, copy_companions
-from tools.model_source import ModelSource, open_model
+from tools.model_output import (
+    OutputError,
+    dtype_of,
+    num_parameters,
+    progress_of,
+    refuse,
+    reported,
+    write_hf_model,
+)
+from tools.model_source import open_model
 
 MAX_SHOWN = 10
-
-
-class ConvertError(ValueError):
-    """The conversion cannot be done; the message lists every fault. Nothing has been written."""
 
 
 def hf_to_megatron(source: Path, target: Path, layout: TargetLayout) -> None:
     """Write the checkpoint `target` from the Hugging Face directory `source`; it appears complete or not at all."""
     if is_megatron(source):
-        raise ConvertError(f"{source} is a Megatron checkpoint already; any layout can load it as it is")
+        raise OutputError(f"{source} is a Megatron checkpoint already; any layout can load it as it is")
     model = open_model(source)
-    _refuse(target, model, layout_faults(model.shape, layout))
+    refuse(target, model, [*layout_faults(model.shape, layout), *dtype_faults(HfWeights(source, model.shape))])
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        with _progress(model) as progress:
+        with progress_of(model) as progress:
             write_megatron(temporary, model.weights, model.shape, layout, report=progress.update)
-        copy_companions(model.companions, temporary, _dtype(model))
+        copy_companions(model.companions, temporary, dtype_of(model))
         (temporary / DESCRIPTION).write_text(json.dumps(_description(model.shape, layout), indent=1))
         temporary.rename(target)
     finally:
@@ -64,14 +66,9 @@ def hf_to_megatron(source: Path, target: Path, layout: TargetLayout) -> None:
 def megatron_to_hf(source: Path, target: Path, model_dir: Path | None, max_shard_bytes: int) -> None:
     """Write the Hugging Face directory `target` from the weights of a checkpoint; complete or not at all."""
     if not is_megatron(source):
-        raise ConvertError(f"{source} is no Megatron checkpoint; give a directory that holds megatron/, as step_N does")
+        raise OutputError(f"{source} is no Megatron checkpoint; give a directory that holds megatron/, as step_N does")
     model = open_model(source, model_dir)
-    _refuse(target, model, [])
-    try:
-        with _progress(model) as progress:
-            write_hf(target, _reported(model, progress), source=model.companions, max_shard_bytes=max_shard_bytes)
-    finally:
-        shutil.rmtree(target.with_name(target.name + ".tmp"), ignore_errors=True)
+    write_hf_model(model, target, max_shard_bytes)
 
 
 def inspect(source: Path, model_dir: Path | None) -> dict[str, object]:
@@ -80,8 +77,8 @@ def inspect(source: Path, model_dir: Path | None) -> dict[str, object]:
     files = sorted(path for path in source.rglob("*") if path.suffix in (".safetensors", ".distcp"))
     facts: dict[str, object] = {
         "kind": "Megatron checkpoint" if is_megatron(source) else "Hugging Face directory",
-        "parameters": _num_parameters(model.shape),
-        "dtype": str(_dtype(model)).removeprefix("torch."),
+        "parameters": num_parameters(model.shape),
+        "dtype": str(dtype_of(model)).removeprefix("torch."),
         "tensors": len(model.tensor_names),
         "files": len(files),
         "bytes": sum(path.stat().st_size for path in files),
@@ -102,8 +99,8 @@ def verify(first: Path, second: Path, model_dir: Path | None) -> list[str]:
         ours, theirs = shape_identity(a.shape), shape_identity(b.shape)
         return [f"{name} is {ours[name]!r} in A, {theirs[name]!r} in B" for name in ours if ours[name] != theirs[name]]
     differences = []
-    with _progress(a) as progress:
-        for name, tensor in _reported(a, progress):
+    with progress_of(a) as progress:
+        for name, tensor in reported(a, progress):
             fault = _difference(tensor, b.weights.get(name))
             if fault:
                 differences.append(f"{name}: {fault}")
@@ -120,16 +117,11 @@ def layout_faults(shape: ModelShape, layout: TargetLayout) -> list[str]:
     return model_size_faults(actor, shape)
 
 
-def _refuse(target: Path, model: ModelSource, faults: list[str]) -> None:
-    """Raises: ConvertError with all faults, and those of the place to write to."""
-    if target.exists():
-        faults.append(f"{target} exists; name a new directory, or delete it first")
-    parent = next(path for path in target.absolute().parents if path.exists())
-    needed, free = _num_parameters(model.shape) * _dtype(model).itemsize, shutil.disk_usage(parent).free
-    if needed > free:
-        faults.append(f"{target} needs {needed / 1e9:.1f} GB, {parent} has {free / 1e9:.1f} GB free")
-    if faults:
-        raise ConvertError("; ".join(faults))
+def dtype_faults(weights: HfWeights) -> list[str]:
+    """Tensors of another dtype than most: Megatron stacks the layers and fuses q, k, v, and a stack has one dtype."""
+    dtypes = weights.dtypes()
+    (common, _), *_ = Counter(dtypes.values()).most_common(1)
+    return [f"tensor {name} is {dtype}, the others {common}" for name, dtype in dtypes.items() if dtype != common]
 
 
 def _description(shape: ModelShape, layout: TargetLayout) -> dict[str, object]:
@@ -152,27 +144,6 @@ def _difference(a: Tensor, b: Tensor) -> str | None:
         return None
     num_different = int((a.view(as_integers) != b.view(as_integers)).sum())
     return f"{num_different} of {a.numel()} elements differ, by up to {(a.double() - b.double()).abs().max():.3g}"
-
-
-def _num_parameters(shape: ModelShape) -> int:
-    return sum(math.prod(sizes) for parameter in parameters(shape) for sizes in parameter.hf_shapes)
-
-
-def _dtype(model: ModelSource) -> torch.dtype:
-    """Of the final norm, a small tensor: a model's tensors have one dtype."""
-    return model.weights.get("model.norm.weight").dtype
-
-
-def _progress(model: ModelSource) -> tqdm:
-    num_bytes = _num_parameters(model.shape) * _dtype(model).itemsize
-    interval_s = 0.2 if sys.stderr.isatty() else 30.0
-    return tqdm(total=num_bytes, unit="B", unit_scale=True, mininterval=interval_s, desc=model.directory.name)
-
-
-def _reported(model: ModelSource, progress: tqdm) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in model.tensors():
-        yield name, tensor
-        progress.update(tensor.nbytes)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -222,8 +193,11 @@ def _run(options: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(_parse(arguments))
-    except (ConvertError, HfConfigError, WeightsError, CheckpointError) as error:
+    except (OutputError, HfConfigError, WeightsError, CheckpointError) as error:
         print(f"refused: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"failed: {error}", file=sys.stderr)
         return 2
 
 

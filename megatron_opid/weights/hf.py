@@ -41,6 +41,10 @@ class HfWeights:
         """The whole tensor, on the CPU, in the dtype of the file."""
         return self._open(self._file_of[name]).get_tensor(name)
 
+    def dtypes(self) -> dict[str, str]:
+        """Tensor name -> dtype as safetensors writes it (BF16, F32, ...)."""
+        return {name: self._open(file).get_slice(name).get_dtype() for name, file in self._file_of.items()}
+
     def _open(self, file: str) -> Any:
         if file not in self._handles:
             # What is read stays mapped as long as its file is open: only the file in use and the one before are.

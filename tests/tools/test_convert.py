@@ -119,10 +119,17 @@ HF_DAMAGE = {
     "contradiction": (lambda copy: change_config(copy, hidden_size=32), [], "config.json asks for (250, 32)"),
     "too few layers": (lambda copy: change_config(copy, num_hidden_layers=3), [], "does not belong to a qwen3_moe"),
     "unknown family": (lambda copy: change_config(copy, model_type="mamba"), [], "model_type='mamba' is not built"),
+    "mixed dtypes": (lambda copy: cast(copy, EXPERT), [], f"tensor {EXPERT} is BF16, the others F32"),
     "tensor": (lambda copy: None, ["--tensor-parallel", 3], "actor.tensor_parallel=3 does not divide"),
     "pipeline": (lambda copy: None, ["--pipeline-parallel", 3], "does not divide the model's num_hidden_layers=4"),
     "expert": (lambda copy: None, ["--expert-parallel", 3], "does not divide the model's num_experts=8"),
 }
+
+
+def cast(copy: Path, name: str) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    tensors[name] = tensors[name].bfloat16()
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
 
 
 def drop(copy: Path, name: str) -> None:
@@ -174,11 +181,13 @@ def test_wrong_kind_or_place(models: Path, tmp_path: Path, capsys: pytest.Captur
     assert not list(tmp_path.iterdir())
 
 
-def test_a_conversion_that_fails_leaves_nothing(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversion_that_fails_leaves_nothing(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def broken(*arguments: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr("tools.convert.copy_companions", broken)
-    with pytest.raises(OSError, match="disk full"):
-        run("hf-to-megatron", models / "qwen2_tied", tmp_path / "out")
+    assert run("hf-to-megatron", models / "qwen2_tied", tmp_path / "out") == 2
+    assert "failed: disk full" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
