@@ -78,7 +78,8 @@ ENVIRONMENTS = {
         games=Command(
             "generate questions, and a corpus that answers them, with its index",
             "tools.prepare_search_qa",
-            ("generated", "--out", "{games}", "--seed", "0"),
+            # So many names that a small model has to read the documents: of 40 companies it learned the facts by heart.
+            ("generated", "--out", "{games}", "--seed", "0", "--companies", "200"),
         ),
         games_result="validation.parquet",
         demonstrations=Command(
@@ -86,7 +87,7 @@ ENVIRONMENTS = {
             "tools.make_search_demonstrations",
             ("--data", "{games}", *_EPISODES),
         ),
-        model=("--tags", "<search>", "</search>", "<answer>", "</answer>"),
+        model=("--vocabulary-size", "2048", "--tags", "<search>", "</search>", "<answer>", "</answer>"),
         unseen_game="a question that training never saw",
     ),
     "sciworld": DemoEnvironment(

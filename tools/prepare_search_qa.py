@@ -109,9 +109,10 @@ def read_source(name: str, path: Path, limit: int | None) -> list[Question]:
     return questions
 
 
-def write_generated(out: Path, seed: int, validation_share: float) -> tuple[int, int, int]:
-    """Questions, corpus and index of a generated world; the numbers of documents and of questions in either split."""
-    world = make_world(seed)
+def write_generated(out: Path, seed: int, validation_share: float, num_companies: int = 40) -> tuple[int, int, int]:
+    """Questions, corpus and index of a generated world, with as many towns as companies and twice as many people; the
+    numbers of documents and of questions in either split."""
+    world = make_world(seed, num_companies, 2 * num_companies, num_companies)
     train, validation = split_questions(world, seed, validation_share)
     write_corpus(out / "corpus.jsonl", world.documents.items())
     shutil.rmtree(out / "index", ignore_errors=True)  # of an earlier corpus, or of a run that was killed
@@ -138,6 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     generated = commands.add_parser("generated", help="a small world of fictional companies, people and towns")
     generated.add_argument("--out", type=Path, required=True)
     generated.add_argument("--seed", type=int, default=0)
+    generated.add_argument("--companies", type=int, default=40, help="2 to 500; towns as many, people twice as many")
     generated.add_argument("--validation-share", type=float, default=0.2)
     files = commands.add_parser("files", help="the public data sets' files")
     files.add_argument("--out", type=Path, required=True)
@@ -148,7 +150,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "generated":
-            counts = write_generated(options.out, options.seed, options.validation_share)
+            if not 2 <= options.companies <= 500:
+                raise ValueError(f"--companies {options.companies} is not 2 to 500")
+            counts = write_generated(options.out, options.seed, options.validation_share, options.companies)
             print("{}: {} documents, {} questions to train on, {} to validate".format(options.out, *counts))
             return 0
         questions = []

@@ -58,3 +58,12 @@ def test_other_files_are_refused_by_name(tmp_path: Path, text: str, capsys: pyte
     )
     assert "odd.json" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_world_of_any_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):  # over files of an earlier run
+        assert main(["generated", "--out", str(tmp_path / "small"), "--companies", "5"]) == 0
+    assert "20 documents" in capsys.readouterr().out
+    assert len((tmp_path / "small" / "corpus.jsonl").read_text().splitlines()) == 20
+    assert main(["generated", "--out", str(tmp_path / "no"), "--companies", "1"]) == 2
+    assert "--companies 1 is not 2 to 500" in capsys.readouterr().err and not (tmp_path / "no").exists()
