@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from importlib import import_module
 
-from megatron_opid.skills.alfworld_rules import alfworld_skills
 from megatron_opid.skills.counters import AnalysisCounters
 from megatron_opid.skills.outcome import succeeded
-from megatron_opid.skills.sciworld_rules import sciworld_skills
-from megatron_opid.skills.search_rules import search_skills
-from megatron_opid.skills.webshop_rules import webshop_skills
 from rollout.trajectory import HindsightSkills, Trajectory
 
 # (trajectory, success, max_step_skills) -> skills, or None where the rules do not understand the episode.
 Rules = Callable[[Trajectory, bool, int], HindsightSkills | None]
 
-RULES: dict[str, Rules] = {
-    "alfworld": alfworld_skills,
-    "sciworld": sciworld_skills,
-    "search": search_skills,
-    "webshop": webshop_skills,
-}
+# `NAME_skills` in megatron_opid.skills.NAME_rules; imported on demand: an environment may need packages of its own.
+KNOWN = ("alfworld", "sciworld", "search", "webshop")
 
 
 class RulesAnalyzer:
-    """Analyzer over RULES[env].
+    """Analyzer over the rules of `env`.
 
     Raises:
         ValueError: no rules are known for `env`.
     """
 
     def __init__(self, env: str, max_step_skills: int, success_threshold: float):
-        if env not in RULES:
+        if env not in KNOWN:
             raise ValueError(
-                f"skills.analyzer=rules knows no rules for env.name={env!r}, only for {', '.join(sorted(RULES))}; "
+                f"skills.analyzer=rules knows no rules for env.name={env!r}, only for {', '.join(KNOWN)}; "
                 "set skills.analyzer to openai or policy"
             )
-        self._rules = RULES[env]
+        self._rules: Rules = getattr(import_module(f"megatron_opid.skills.{env}_rules"), f"{env}_skills")
         self._max_step_skills = max_step_skills
         self._success_threshold = success_threshold
         self._counters = AnalysisCounters()
