@@ -9,7 +9,8 @@ import faiss
 import httpx
 import numpy as np
 import pytest
-from transformers import BertConfig, BertModel
+import torch
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from envs.search.corpus import Corpus
 from tests.tools.retrieval.server_process import ServerProcess, free_port
@@ -77,8 +78,13 @@ def test_prefixes_and_the_models_own_pooling(bert: Path, encoder: Encoder, tmp_p
     for path in bert.iterdir():
         (first_token / path.name).symlink_to(path)
     (first_token / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
-    pooled = Encoder(EncoderOptions(str(first_token)), "cpu").documents(["a b c"])
-    assert not np.allclose(pooled, encoder.documents(["a b c"]), atol=1e-2)
+    inputs = AutoTokenizer.from_pretrained(bert)(["a b c"], return_tensors="pt")
+    with torch.inference_mode():
+        hidden = AutoModel.from_pretrained(bert).eval()(**inputs).last_hidden_state[0].numpy()
+    pooled = Encoder(EncoderOptions(str(first_token)), "cpu").documents(["a b c"])[0]
+    assert np.allclose(pooled, hidden[0] / np.linalg.norm(hidden[0]), atol=1e-6)
+    mean = hidden.mean(0)
+    assert np.allclose(encoder.documents(["a b c"])[0], mean / np.linalg.norm(mean), atol=1e-6)
 
 
 def test_lists_find_the_same_where_all_are_looked_into(
