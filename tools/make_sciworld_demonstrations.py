@@ -1,6 +1,6 @@
 """Makes conversations for the cold start from an expert's play in ScienceWorld.
 
-    python -m tools.make_sciworld_demonstrations --out demonstrations.jsonl --solutions solutions.json --episodes 800
+    python -m tools.make_sciworld_demonstrations --out demonstrations.jsonl --solutions solutions.json --episodes 320
 
 The expert follows solutions made of the package's gold paths, and errs: in most episodes it takes random actions or
 focuses on the first best thing, so the model starts with habits that training has to unlearn. Beside the plain prompts
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--solutions", type=Path, required=True)
     parser.add_argument("--experiment", default="demo_sciworld")
     parser.add_argument("--games", type=int, default=60, help="that are solved and played, spread over the split")
-    parser.add_argument("--episodes", type=int, default=800)
+    parser.add_argument("--episodes", type=int, default=320)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clean-share", type=float, default=0.25)
     parser.add_argument("--max-random-action", type=float, default=0.3)
