@@ -137,6 +137,16 @@ async def test_digests_are_those_of_the_weights(farm: Farm):
                 await other.checksum(sent)
 
 
+async def test_only_fused_experts_may_be_missing_from_what_a_server_holds(farm: Farm, caplog):
+    async with synced(farm, "vllm") as engine:
+        sent = {name: digest(tensor) for name, tensor in make_model(0).named_parameters()}
+        experts = {f"model.layers.1.mlp.experts.{index}.up_proj.weight": index for index in range(3)}
+        await engine.checksum(sent | experts)
+        assert f"3 of {len(sent) + 3} weights are fused experts" in caplog.text
+        with pytest.raises(DigestMismatch, match=r"mlp\.gate\.weight"):
+            await engine.checksum(sent | experts | {"model.layers.1.mlp.gate.weight": 5})
+
+
 async def test_sglangs_checksum_tells_weights_apart(farm: Farm):
     async with synced(farm, "sglang") as engine:
         first = await engine.checksum({})

@@ -47,6 +47,12 @@ class VocabParallelEmbedding(nn.Module):
         vars(self).update(attributes)
 
 
+class RoutedExperts(nn.Module): ...
+
+
+class OurExperts(RoutedExperts): ...
+
+
 class RMSNorm(_Layer): ...
 
 
@@ -143,6 +149,18 @@ def test_one_changed_element_shows_in_its_weight_alone(monkeypatch):
     held = held_digests(models, monkeypatch)
     wrong = {name for name, tensor in tensors.items() if held[name] != digest(tensor)}
     assert wrong == {"model.layers.0.self_attn.v_proj.weight"}
+
+
+def test_fused_experts_are_left_out_and_hide_no_other_weight(monkeypatch):
+    tensors = whole(torch.bfloat16)
+    models = [shard_of(tensors, rank, 2) for rank in range(2)]
+    for model in models:
+        experts = OurExperts()
+        experts.w13_weight = nn.Parameter(torch.randn(4, FEED_FORWARD, HIDDEN), requires_grad=False)
+        experts.w2_weight = nn.Parameter(torch.randn(4, HIDDEN, FEED_FORWARD // 2), requires_grad=False)
+        experts.shared = model.model.norm.weight  # of another module, which is named later
+        model.model.layers[0].mlp.experts = experts
+    assert held_digests(models, monkeypatch) == {name: digest(tensor) for name, tensor in tensors.items()}
 
 
 def test_the_version_dies_with_the_worker():
