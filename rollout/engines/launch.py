@@ -108,6 +108,10 @@ class Launcher:
         self._spawn(server)
         await self._wait_until_healthy(server)
 
+    def stop(self, url: str) -> None:
+        """Kill the server; `restart` starts it again."""
+        _kill(self._servers[url])
+
     def close(self) -> None:
         """Stop all servers: SIGTERM, and SIGKILL to what is left after a grace."""
         running = [server for server in self._servers.values() if server.process and server.process.poll() is None]

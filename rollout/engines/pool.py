@@ -42,6 +42,10 @@ class Owner(Protocol):
         """Kill the server and start it; returns when it answers, raises EngineError if it does not."""
         ...
 
+    def stop(self, url: str) -> None:
+        """Kill the server."""
+        ...
+
 
 @dataclass(frozen=True)
 class PoolSettings:
@@ -167,27 +171,26 @@ class EnginePool:
         for member in self._members:
             member.engine.expected_version = version
 
-    async def pause(self) -> None:
-        await self._each(lambda engine: engine.pause())
-
-    async def resume(self) -> None:
-        await self._each(lambda engine: engine.resume())
-
     async def sleep(self) -> None:
-        """Engines give their memory back until the next weights; none is restarted meanwhile."""
+        """Engines give their memory back until the next weights, those that are out, too; none is restarted meanwhile.
+
+        A server of ours that cannot is killed: its memory is the trainer's now, and new weights have it restarted.
+        """
         await self._stop_watching()
         for member in self._members:
             await cancel(member.recovery)
             member.recovery = None
-        await self._each(lambda engine: engine.sleep())
-
-    async def wake(self) -> None:
-        await self._each(lambda engine: engine.wake())
-
-    async def health(self) -> None:
-        """Raise the first engine's fault, if any."""
-        for member in self._members:
-            await member.engine.health()
+            if self._owner is None or member.fault is None or member.fault.kind == "stale":
+                try:
+                    await member.engine.sleep()
+                    continue
+                except EngineFault as fault:
+                    self._mark_out(member, fault)
+            if self._owner is not None:
+                self._owner.stop(member.engine.url)
+                member.fault = EngineFault("dead", f"{member.engine.url} was killed for its memory: {member.fault}")
+            else:
+                logger.warning("engine %s may keep its memory: %s", member.engine.url, member.fault)
 
     async def close(self) -> None:
         """Close the connections and stop what runs in the background; the servers go on."""
@@ -232,6 +235,11 @@ class EnginePool:
             raise EngineError(f"{what}, and none came back within {waited}: {reasons}") from None
 
     def _take_out(self, member: PoolMember, fault: EngineFault) -> None:
+        if member.fault is None:
+            self._mark_out(member, fault)
+            member.recovery = asyncio.create_task(self._recover(member))
+
+    def _mark_out(self, member: PoolMember, fault: EngineFault) -> None:
         if member.fault is not None:
             return
         logger.warning("engine %s is taken out (%s): %s", member.engine.url, fault.kind, fault)
@@ -240,7 +248,6 @@ class EnginePool:
         self._events.taken_out(member.engine.url)
         for task in member.requests:
             task.cancel()
-        member.recovery = asyncio.create_task(self._recover(member))
 
     async def _recover(self, member: PoolMember) -> None:
         """Restart (where we own it), sync and probe until the engine does its work again."""
@@ -258,11 +265,12 @@ class EnginePool:
                     await self.give_weights(member.engine)
                 await member.engine.verify_version()
                 await member.engine.probe(self._settings.probe_timeout_s)
+                await member.engine.verify_version()  # other weights may have come to be expected meanwhile
                 break
             except EngineFault as fault:
                 logger.info("engine %s is not back: %s", member.engine.url, fault)
                 member.fault = fault
-            except EngineError as error:
+            except (EngineError, OSError) as error:  # the latter: no process, no log file, a full disk
                 logger.warning("engine %s cannot be restarted: %s", member.engine.url, error)
                 member.fault = EngineFault("dead", str(error))
         self._return(member)
@@ -310,13 +318,6 @@ class EnginePool:
             return None
         usual_s = others[int(SLOW_QUANTILE * (len(others) - 1))]
         return max(self._settings.slow_after_s, self._settings.slow_ratio * usual_s)
-
-    async def _each(self, call: Callable[[HttpEngine], Awaitable[None]]) -> None:
-        for member in self._serving():
-            try:
-                await call(member.engine)
-            except EngineFault as fault:
-                self._take_out(member, fault)
 
 
 def _rendezvous(session: str, url: str) -> bytes:
