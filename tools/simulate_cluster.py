@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_opid.config import Config, ConfigError, load
+from megatron_opid.weights.hf_config import HfConfigError
 from tools.cluster_model import Cluster, Costs, StepTime, simulate_step
 from tools.plan.constants import GPUS_PER_NODE, constant, gpu
 from tools.plan.plan import Plan, make_plan
@@ -34,12 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Simulate, print the table, write JSON and plot."""
     options = _parse(arguments)
     try:
-        config = load(options.overrides)
-        plan = _plan(config)
-    except ConfigError as error:
+        plan = _plan(load(options.overrides))
+        costs = _costs(plan, options)
+    except (ConfigError, HfConfigError) as error:
         print(error, file=sys.stderr)
         return 2
-    costs = _costs(plan, options)
     rows = []
     print(f"{'GPUs':>5} {'rollout':>12} {'episodes':>8} {'step s':>8} {'play':>7} {'ideal':>7} {'analyzer':>8} "
           f"{'exchange':>8} {'train':>7} {'sync':>6} {'CPU':>5}  limit")  # fmt: skip
@@ -97,8 +97,10 @@ def _plan(config: Config) -> Plan:
 
 
 def _costs(plan: Plan, options: argparse.Namespace) -> Costs:
-    bench = json.loads(WORKER_BENCH.read_text())
-    measured = next(row for row in bench["summary"] if row["version"] == options.worker)
+    versions = {row["version"]: row for row in json.loads(WORKER_BENCH.read_text())["summary"]}
+    if options.worker not in versions:
+        raise ConfigError([f"--worker {options.worker} was not measured; {WORKER_BENCH} has {', '.join(versions)}"])
+    measured = versions[options.worker]  # the last setting of a version: environments in processes, as in the recipes
     workload, rollout = plan.workload, plan.rollout
     # The plan's rollout is max_steps turns of a shrinking crowd; the mean turn is what an episode sees.
     turn_s = (rollout.prefill_s + rollout.decode_s) / workload.max_steps
