@@ -18,6 +18,8 @@ from rollout.engines.http import EngineFault, HttpEngine
 
 GROUP_NAME = "megatron_opid"
 GLOO_TIMEOUT = timedelta(minutes=15)
+# A group is formed of servers that have just answered: whoever is not there by then has died.
+JOIN_TIMEOUT_S = 60.0
 
 
 class Group(Protocol):
@@ -90,7 +92,9 @@ class GlooGroup:
     """For our CPU servers, which are the other ranks; apart from torch.distributed's own groups."""
 
     def __init__(self, address: str, port: int, world_size: int, rank: int = 0):
-        store = distributed.TCPStore(address, port, world_size, is_master=rank == 0, timeout=GLOO_TIMEOUT)
+        store = distributed.TCPStore(
+            address, port, world_size, is_master=rank == 0, timeout=timedelta(seconds=JOIN_TIMEOUT_S)
+        )
         self._group = distributed.ProcessGroupGloo(store, rank, world_size, GLOO_TIMEOUT)
 
     def broadcast(self, data: Tensor) -> None:

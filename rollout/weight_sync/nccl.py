@@ -17,7 +17,7 @@ from rollout.engines.base import EngineError
 from rollout.engines.http import HttpEngine
 from rollout.engines.pool import EnginePool
 from rollout.weight_sync.bucket import Bucket, buckets
-from rollout.weight_sync.groups import Group, join, leave, open_group, receive
+from rollout.weight_sync.groups import JOIN_TIMEOUT_S, Group, join, leave, open_group, receive
 from rollout.weight_sync.servers import Run, ServerSync
 
 
@@ -79,7 +79,7 @@ class NcclSync(ServerSync):
                     tasks.create_task(self._in_thread(self._group.broadcast, bucket.data))
             await _each(engines, "vllm", "/finish_weight_update")
             await asyncio.gather(*(engine.end_update(version) for engine in engines))
-        except (EngineError, ExceptionGroup) as error:
+        except (RuntimeError, ExceptionGroup) as error:  # torch's of a group, and EngineError, are RuntimeErrors
             await self._abort()
             raise EngineError(
                 f"weights of version {version} were not taken by all servers, restart them and start the same command "
@@ -96,6 +96,7 @@ class NcclSync(ServerSync):
         if self._group is not None:
             # At the same time: each end may wait for the others.
             await asyncio.gather(*(leave(engine) for engine in engines), self._in_thread(self._group.close))
+            self._group, self._members = None, frozenset()  # closed: if the next one fails there is none to abort
         sizes = [await engine.world_size() for engine in engines]
         address, port = _own_address([engine.url for engine in engines]), _free_port()
         world_size = 1 + sum(sizes)
@@ -105,7 +106,12 @@ class NcclSync(ServerSync):
             for engine, offset in zip(engines, offsets, strict=True)
         )
         opening = self._in_thread(open_group, self._backend, engines[0].dialect, address, port, world_size)
-        *_, self._group = await asyncio.gather(*joining, opening)
+        try:
+            async with asyncio.timeout(JOIN_TIMEOUT_S):
+                *_, self._group = await asyncio.gather(*joining, opening)
+        except TimeoutError:
+            urls = ", ".join(engine.url for engine in engines)
+            raise EngineError(f"not all of {urls} joined a group within {JOIN_TIMEOUT_S:.0f} s") from None
         self._members = members
 
     async def _abort(self) -> None:
@@ -139,7 +145,7 @@ def _hand_over(waiting: queue.Queue[Bucket | None], bucket: Bucket | None, sendi
             continue
 
 
-def _cause(error: EngineError | ExceptionGroup) -> BaseException:
+def _cause(error: RuntimeError | ExceptionGroup) -> BaseException:
     """Of several failures of one bucket the server's own: a broken broadcast says little."""
     if not isinstance(error, ExceptionGroup):
         return error

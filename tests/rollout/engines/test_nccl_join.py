@@ -1,0 +1,58 @@
+"""Forming the group of a transfer when a server never joins: an error in seconds, that says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+import torch
+
+from rollout.engines.base import EngineError
+from rollout.weight_sync.nccl import NcclSync
+
+
+class SilentServer:
+    """Answers everything, and joins no group: as one that dies between its answer and the join."""
+
+    dialect, url, expected_version = "vllm", "http://127.0.0.1:9", None
+
+    async def held_version(self) -> None: ...
+    async def begin_update(self) -> None: ...
+    async def world_size(self) -> int:
+        return 1
+
+    async def post_update(self, route: str, body: dict) -> None: ...
+
+
+class Pool:
+    engines = (SilentServer(),)
+
+    async def reachable(self) -> tuple[SilentServer, ...]:
+        return self.engines
+
+
+class ClosedOnce:
+    """An older group."""
+
+    def __init__(self):
+        self.num_closed = 0
+
+    def close(self) -> None:
+        self.num_closed += 1
+
+    abort = close
+
+
+@pytest.mark.parametrize("store_s, join_s, words", [(1, 60, "Timed out"), (2, 0.3, "not all of .*:9 joined")])
+def test_a_server_that_never_joins_stops_the_run_at_once(monkeypatch, store_s: int, join_s: float, words: str):
+    monkeypatch.setattr("rollout.weight_sync.groups.JOIN_TIMEOUT_S", store_s)
+    monkeypatch.setattr("rollout.weight_sync.nccl.JOIN_TIMEOUT_S", join_s)
+    with asyncio.Runner() as runner:
+        sync = NcclSync(Pool(), runner.run, 1, is_sender=True, bucket_bytes=64, backend="gloo")
+        sync._group = older = ClosedOnce()
+        started_s = time.perf_counter()
+        with pytest.raises(EngineError, match=rf"version 2 were not taken by all servers, restart them.*({words})"):
+            sync.push([("weight", torch.zeros(4))], 2)
+        assert time.perf_counter() - started_s < 10
+    assert older.num_closed == 1 and sync._group is None  # what was closed is not aborted on top
