@@ -14,7 +14,7 @@ from rollout.weight_sync.digest import digest
 
 @dataclass(frozen=True)
 class PushReport:
-    """What one push moved; `verified` tells whether digests were compared."""
+    """What one push moved; `verified` tells whether the engines' digests were compared with ours."""
 
     num_tensors: int
     num_bytes: int
@@ -68,7 +68,7 @@ class WeightSync(ABC):
         finally:
             exhaust(source)  # a rank that has failed must not leave the others in a collective
         if verified:
-            self.verify(sent)
+            verified = self.verify(sent)
         self._num_pushes += 1
         return PushReport(len(sizes), sum(sizes.values()), time.perf_counter() - started_s, verified)
 
@@ -77,8 +77,11 @@ class WeightSync(ABC):
         """Move every tensor to every engine and switch the engines to `version`; consumes the iterator in order."""
 
     @abstractmethod
-    def verify(self, sent: Mapping[str, int]) -> None:
-        """Raise DigestMismatch unless the engines hold the weights whose digests, by Hugging Face name, are `sent`."""
+    def verify(self, sent: Mapping[str, int]) -> bool:
+        """Raise DigestMismatch unless the engines hold the weights whose digests, by Hugging Face name, are `sent`.
+
+        Returns: whether what they hold was compared with `sent`, not with one another only.
+        """
 
     def follow(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
         """What a rank that does not send does meanwhile: it takes part in gathering the tensors."""

@@ -28,5 +28,6 @@ class InProcessSync(WeightSync):
     def transfer(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
         self._run(self._engine.update_weights(named_tensors, version))
 
-    def verify(self, sent: Mapping[str, int]) -> None:
+    def verify(self, sent: Mapping[str, int]) -> bool:
         compare(sent, self._engine.digests())
+        return True

@@ -29,8 +29,14 @@ class ServerSync(WeightSync):
         self._pool = pool
         self._run = run
 
-    def verify(self, sent: Mapping[str, int]) -> None:
+    def verify(self, sent: Mapping[str, int]) -> bool:
+        """Whether the servers' digests were compared with `sent`: vLLM's are, by our extension of its workers.
+
+        SGLang's checksums are of its own fused and sharded tensors: they are compared between servers only, which finds
+        nothing where there is one server, nor a fault that all of them share.
+        """
         self._run(self._compare(sent))
+        return all(engine.dialect == "vllm" for engine in self._pool.engines)
 
     def follow(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
         exhaust(named_tensors)

@@ -1,6 +1,7 @@
 """Weight sync into the local engine, and the digest that guards it."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ import torch
 from envs.base import Task
 from rollout.engines.base import Sampling
 from rollout.engines.local import LocalEngine
-from rollout.weight_sync.base import PushReport
+from rollout.weight_sync.base import PushReport, exhaust
 from rollout.weight_sync.digest import DigestMismatch, digest
 from rollout.weight_sync.in_process import InProcessSync
+from rollout.weight_sync.servers import ServerSync
 from rollout.worker import RolloutWorker
 from tests.rollout import toy_env
 from tests.rollout.tiny import make_model, make_settings, make_tokenizer
@@ -85,6 +87,21 @@ def test_a_push_after_a_request_that_timed_out_does_not_wait_forever():
         )
         assert engine.weight_version == 1
         assert worker.collect_sync(tasks, 1, settings, training_step=1)[0].steps[0].weight_version == 1
+
+
+class ToServers(ServerSync):
+    def transfer(self, named_tensors, version):
+        exhaust(named_tensors)
+
+
+@pytest.mark.parametrize("dialect, verified", [("vllm", True), ("sglang", False)])
+def test_checksums_that_compare_between_servers_only_verify_nothing_that_was_sent(dialect, verified):
+    async def checksum(sent):
+        return "equal everywhere, whatever was sent"
+
+    pool = SimpleNamespace(engines=[SimpleNamespace(dialect=dialect, url=url, checksum=checksum) for url in "ab"])
+    sync = ToServers(pool, asyncio.run, verify_every=1, is_sender=True)
+    assert sync.push([("weight", torch.zeros(2))], 1).verified == verified
 
 
 def test_verify_every_must_be_positive():
