@@ -15,6 +15,7 @@ from rollout.engines.sglang import UNSYNCED
 
 # The Python that vLLM or SGLang is installed in; unset or empty: this one.
 ENGINE_PYTHON = "ENGINE_PYTHON"
+KEY_GUARD = "rollout.engines.key_guard.KeyGuard"
 EXTENSION = "rollout.engines.vllm_extension.WeightBook"
 
 
@@ -102,6 +103,7 @@ def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> S
         environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # handles of device memory come pickled
     if os.environ.get(API_KEY):
         environment["VLLM_API_KEY"] = os.environ[API_KEY]
+        arguments += ["--middleware", KEY_GUARD]  # finds the key in the environment that the server inherits
     return ServerCommand(tuple(arguments), environment)
 
 

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from rollout.engines.http import ADMIN_KEY, API_KEY
+from rollout.engines.key_guard import KeyGuard
 from rollout.engines.local import LocalEngine
 from rollout.engines.server import chat, sglang_routes, vllm_routes
 from rollout.engines.server.host import Host
@@ -34,8 +35,10 @@ def application(host: Host, dialect: str, served_name: str, *, deterministic: bo
         routes = vllm_routes.routes(host)
     else:
         routes = sglang_routes.routes(host, deterministic=deterministic)
-    guard = Middleware(_Guard, dialect=dialect)
-    return Starlette(routes=[*routes, *chat.routes(host, tokenizer, served_name)], middleware=[guard])
+    guards = [Middleware(_SglangGuard)]
+    if dialect == "vllm":
+        guards = [Middleware(KeyGuard)] if os.environ.get(API_KEY) else []
+    return Starlette(routes=[*routes, *chat.routes(host, tokenizer, served_name)], middleware=guards)
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -90,12 +93,11 @@ def serve(
     return 0
 
 
-class _Guard:
-    """vLLM's key guards its OpenAI and inference routes only; SGLang's all, and its admin key the control routes."""
+class _SglangGuard:
+    """SGLang's key guards all routes, and its admin key the control routes."""
 
-    def __init__(self, app: ASGIApp, dialect: str):
+    def __init__(self, app: ASGIApp):
         self._app = app
-        self._dialect = dialect
         self._api_key, self._admin_key = os.environ.get(API_KEY, ""), os.environ.get(ADMIN_KEY, "")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,8 +108,6 @@ class _Guard:
             await self._app(scope, receive, send)
 
     def _wanted(self, path: str) -> str:
-        if self._dialect == "vllm":
-            return self._api_key if path.startswith(vllm_routes.KEPT_BY_KEY) else ""
         if path in sglang_routes.OPEN_TO_ALL:
             return ""
         is_admin = path in sglang_routes.KEPT_BY_ADMIN_KEY and self._admin_key

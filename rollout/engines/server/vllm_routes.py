@@ -14,7 +14,6 @@ from rollout.engines.base import EngineError, Sampling
 from rollout.engines.server.host import Host
 from rollout.engines.server.transfer import Transfer
 
-KEPT_BY_KEY = ("/v1", "/v2", "/inference")
 KNOWN_PARAMS = {
     "temperature",
     "top_p",

@@ -204,7 +204,12 @@ async def test_the_analyzers_client_talks_to_the_policy(farm: Farm):
     [
         ("vllm", "/v1/models", "", 401),
         ("vllm", "/v1/models", "key-1234", 200),
-        ("vllm", "/is_paused", "", 200),  # vLLM leaves its control routes open
+        ("vllm", "/is_paused", "", 401),  # vLLM itself leaves its control routes open
+        ("vllm", "/is_paused", "key-1235", 401),
+        ("vllm", "/is_paused", "key-1234", 200),
+        ("vllm", "/metrics", "", 401),
+        ("vllm", "/health", "", 200),
+        ("vllm", "/health/", "", 401),
         ("sglang", "/model_info", "", 401),
         ("sglang", "/model_info", "key-1234", 200),
         ("sglang", "/flush_cache", "key-1234", 401),
@@ -212,7 +217,7 @@ async def test_the_analyzers_client_talks_to_the_policy(farm: Farm):
         ("sglang", "/metrics", "", 200),
     ],
 )
-async def test_keys_open_what_they_open_in_the_real_servers(farm, monkeypatch, dialect, path, key, status):
+async def test_keys_open_what_they_open_in_servers_started_by_us(farm, monkeypatch, dialect, path, key, status):
     monkeypatch.setenv(API_KEY, "key-1234")
     monkeypatch.setenv(ADMIN_KEY, "admin-1234")
     host = Host(LocalEngine(make_model()), farm.models[0], None)

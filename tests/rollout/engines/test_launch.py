@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import inspect
 import stat
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from rollout.engines.commands import ENGINE_PYTHON, ServerCommand, ServerSettings, server_command
 from rollout.engines.http import ADMIN_KEY, API_KEY
+from rollout.engines.key_guard import KeyGuard
 from rollout.engines.launch import Launcher, ServerStartError
 
 KEYS = {API_KEY: "key-1234", ADMIN_KEY: "admin-1234"}
@@ -33,6 +36,36 @@ def test_a_key_is_on_no_command_line_and_sglang_does_not_print_it(keys, tmp_path
     # SGLang 0.5.14 writes all of its arguments, keys included, at the level info, its default.
     assert arguments[arguments.index("--log-level") + 1] == "warning"
     assert stat.S_IMODE((tmp_path / "keys.yaml").stat().st_mode) == 0o600
+
+
+def test_a_vllm_server_with_a_key_asks_for_it_everywhere(keys, monkeypatch, tmp_path):
+    """vLLM 0.24.0 imports what --middleware names and, since it is a class, makes it with the application alone."""
+    arguments = command("vllm", tmp_path).arguments
+    module, name = arguments[arguments.index("--middleware") + 1].rsplit(".", 1)
+    guard = getattr(importlib.import_module(module), name)
+    assert inspect.isclass(guard) and guard(None)
+    monkeypatch.delenv(API_KEY)
+    assert "--middleware" not in command("vllm", tmp_path).arguments
+    with pytest.raises(KeyError, match=API_KEY):
+        guard(None)
+
+
+async def test_a_websocket_needs_the_key_too(keys):
+    sent, passed = [], []
+
+    async def application(scope, receive, send) -> None:
+        passed.append(scope["type"])
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    guard = KeyGuard(application)
+    key = (b"authorization", f"Bearer {KEYS[API_KEY]}".encode())
+    await guard({"type": "websocket", "path": "/v1/realtime", "headers": []}, None, send)
+    assert sent == [{"type": "websocket.close", "code": 1008}] and not passed
+    await guard({"type": "websocket", "path": "/v1/realtime", "headers": [key]}, None, send)
+    await guard({"type": "lifespan"}, None, send)
+    assert passed == ["websocket", "lifespan"]
 
 
 def test_real_engines_run_in_a_python_of_their_own_where_there_is_one(monkeypatch, tmp_path):
