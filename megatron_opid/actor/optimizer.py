@@ -142,8 +142,14 @@ def prepare_torch_adam_for_checkpoint(optimizer: MegatronOptimizer) -> None:
         for group in part.optimizer.param_groups:
             for parameter in group["params"]:
                 _initialize_adam_state(part.optimizer.state[parameter], parameter)
+        if not part.optimizer.state:
+            # A pipeline stage without experts has an expert optimizer of no parameters, whose step is asked for.
+            part.optimizer.state[_NO_PARAMETER] = {"step": torch.zeros(())}
         if not isinstance(part._set_main_param_and_optimizer_states, _SeparateSteps):
             part._set_main_param_and_optimizer_states = _SeparateSteps(part)
+
+
+_NO_PARAMETER = "no parameter"
 
 
 class _SeparateSteps:
