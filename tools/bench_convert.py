@@ -3,9 +3,11 @@
     python -m tools.bench_convert --work /tmp/bench_convert [--layers 36] [--json docs/bench/convert.json]
 
 Makes the model shard by shard, converts it to Megatron (files of TP 2 x PP 2) and back, each in a process of its own,
-and compares the result with the source, bit for bit. Peak memory is sampled at 20 Hz: the process's own memory
-(anonymous), and the resident set, which also counts pages of files that the kernel may drop at any time. Everything in
-`--work` is deleted at the end. Needs three times the model's size of disk.
+and compares the result with the source, bit for bit. Seconds run until everything is on the disk (sync), as those of a
+plain copy of the same files, the yardstick. Peak memory is sampled at 20 Hz: the process's own memory (resident less
+shared pages), and the resident set, which also counts pages of mapped files that the kernel may drop at any time; the
+rest of the page cache is no process's. Everything in `--work` is deleted at the end. Needs three times the model's size
+of disk.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -73,6 +76,7 @@ def measure(arguments: list[object]) -> dict[str, float]:
     Raises: CalledProcessError if it fails.
     """
     command = [sys.executable, "-m", "tools.convert", *map(str, arguments)]
+    os.sync()
     started_s = time.perf_counter()
     process = subprocess.Popen(command)
     watched = psutil.Process(process.pid)
@@ -88,6 +92,7 @@ def measure(arguments: list[object]) -> dict[str, float]:
         time.sleep(1 / SAMPLES_PER_S)
     if process.wait():
         raise subprocess.CalledProcessError(process.returncode, command)
+    os.sync()
     return {
         "seconds": time.perf_counter() - started_s,
         "cpu_s": cpu_s,
@@ -98,6 +103,7 @@ def measure(arguments: list[object]) -> dict[str, float]:
 
 def copy_seconds(source: Path, target: Path) -> float:
     """A plain copy of the same files to the disk, for comparison."""
+    os.sync()
     started_s = time.perf_counter()
     shutil.copytree(source, target)
     os.sync()
@@ -114,7 +120,7 @@ def main() -> int:
     work.mkdir(parents=True)
     try:
         num_bytes = make_model(work / "hf", QWEN3_8B | {"num_hidden_layers": options.layers})
-        result: dict[str, object] = {"model_bytes": num_bytes, "layers": options.layers, "cores": os.cpu_count()}
+        result: dict[str, Any] = {"model_bytes": num_bytes, "layers": options.layers, "cores": os.cpu_count()}
         layout = ["--tensor-parallel", 2, "--pipeline-parallel", 2]
         result["load_before"] = os.getloadavg()
         result["hf_to_megatron"] = measure(["hf-to-megatron", work / "hf", work / "megatron", *layout])
@@ -123,6 +129,8 @@ def main() -> int:
         shutil.rmtree(work / "back")
         shutil.rmtree(work / "megatron")
         result["copy_s"] = copy_seconds(work / "hf", work / "copy")
+        for part in ("hf_to_megatron", "megatron_to_hf", "verify"):
+            result[part]["seconds_to_copy_seconds"] = result[part]["seconds"] / result["copy_s"]
         result["load_after"] = os.getloadavg()
     finally:
         shutil.rmtree(work)

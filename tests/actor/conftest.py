@@ -24,6 +24,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for model, layout in (
         ("qwen3_moe", TargetLayout(pipeline_parallel=2, expert_parallel=4)),
         ("qwen2_untied", TargetLayout(tensor_parallel=2)),
+        ("qwen3_tied", TargetLayout(pipeline_parallel=4)),
         ("qwen3_untied_other", TargetLayout()),
     ):
         hf_to_megatron(directory / model, directory / "converted" / model, layout)

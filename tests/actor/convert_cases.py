@@ -15,7 +15,7 @@ from tests.actor.tiny_models import make_sequences
 from tools.model_source import open_model
 
 SAVED = {2: (("vpp2", "qwen3_tied"), ("tp2_sp_ep2", "qwen3_moe")), 4: (("ep2_pp2", "qwen3_moe_mixed"),)}
-LOADED = (("tp2_sp_ep2", "qwen3_moe"), ("pp2", "qwen2_untied"))
+LOADED = (("tp2_sp_ep2", "qwen3_moe"), ("pp2", "qwen2_untied"), ("tp2_sp", "qwen3_tied"))
 
 
 def convert_cases(models: Path, num_ranks: int) -> dict[str, Any]:

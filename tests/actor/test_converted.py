@@ -31,7 +31,9 @@ def test_a_training_checkpoint_is_exported_as_the_actor_exports(
     assert main(["verify", str(tmp_path / "hf"), str(models / model)]) == 1  # an update lies between
 
 
-@pytest.mark.parametrize(("layout", "model"), [("tp2_sp_ep2", "qwen3_moe"), ("pp2", "qwen2_untied")])
+@pytest.mark.parametrize(
+    ("layout", "model"), [("tp2_sp_ep2", "qwen3_moe"), ("pp2", "qwen2_untied"), ("tp2_sp", "qwen3_tied")]
+)
 def test_what_is_converted_loads_at_another_layout(layout: str, model: str, two_ranks: dict[str, Any]) -> None:
     assert two_ranks[f"converted/{layout}/{model}"] == two_ranks[f"{layout}/{model}"]["scores"]
 

@@ -42,6 +42,23 @@ def test_a_sound_run_has_no_faults(small_run: SmallRun, tmp_path):
     assert sft_faults(config, 2) == []
 
 
+def test_a_run_may_start_from_a_converted_checkpoint_of_its_model_only(small_run: SmallRun, tmp_path):
+    from megatron_opid.weights.stored import TargetLayout
+    from tools.convert import hf_to_megatron
+
+    converted = tmp_path / "converted"
+    hf_to_megatron(small_run.model, converted, TargetLayout(pipeline_parallel=2))
+    config = configure(small_run, tmp_path / "run", actor__weights=converted)
+    assert training_faults(config, 2) == []
+    description = json.loads((converted / "checkpoint.json").read_text())
+    description["identity"]["num_layers"] = 3
+    (converted / "checkpoint.json").write_text(json.dumps(description))
+    (fault,) = training_faults(config, 2)
+    assert "num_layers is 3 there, 2 here" in fault
+    (fault,) = training_faults(configure(small_run, tmp_path / "run", actor__weights=tmp_path / "nowhere"), 2)
+    assert "nowhere holds neither model.safetensors nor" in fault
+
+
 def test_a_run_may_resume_itself(small_run: SmallRun, tmp_path):
     config = configure(small_run, tmp_path)
     write_checkpoint(tmp_path, config, "train", step=2)
