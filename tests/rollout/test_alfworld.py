@@ -19,6 +19,8 @@ from tests.rollout.tiny import make_settings, make_tokenizer
 class AdmissibleActions:
     """An engine that picks one of the actions that the prompt offers."""
 
+    busy_s = 0.0
+
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
 
@@ -31,6 +33,9 @@ class AdmissibleActions:
         response = f"<think>{session}</think><action>{action}</action>"
         ids = (*self.tokenizer(response, add_special_tokens=False)["input_ids"], 2)
         return Generation(ids, (-1.0,) * len(ids), "stop", 0)
+
+    async def counters(self):
+        return {}
 
 
 @pytest.fixture(scope="module")

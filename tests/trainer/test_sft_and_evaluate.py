@@ -64,7 +64,8 @@ def test_an_episode_can_be_watched(small_run: SmallRun, cold_start, tmp_path, ca
 
 
 def test_the_export_plays_in_plain_transformers(small_run: SmallRun, cold_start, capsys):
-    arguments = ["--data", str(small_run.games), "--style", "compact", "--max-steps", "2", "--max-tokens", "8"]
+    options = json.dumps({"data": str(small_run.games)})
+    arguments = ["--options", options, "--style", "compact", "--max-steps", "2", "--max-tokens", "8"]
     assert play.main([str(cold_start / "hf"), *arguments]) == 0
     assert "after 2 steps" in capsys.readouterr().out
 
