@@ -1,6 +1,6 @@
 """Makes conversations for the cold start from an expert's answers to generated questions.
 
-    python -m tools.make_search_demonstrations --data DIR --out demonstrations.jsonl --episodes 2000 --seed 0
+    python -m tools.make_search_demonstrations --data DIR --out demonstrations.jsonl --episodes 3000 --seed 0
 
 DIR comes from `tools.prepare_search_qa generated`. The expert errs: in most episodes it searches for the first best
 thing, and in many it answers before it knows, so the model starts with habits that training has to unlearn. Beside the
@@ -76,12 +76,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--experiment", default="demo_search", help="whose prompts and lengths")
-    parser.add_argument("--episodes", type=int, default=2000)
+    parser.add_argument("--episodes", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-step-skills", type=int, default=3)
-    parser.add_argument("--clean-share", type=float, default=0.2)
-    parser.add_argument("--max-careless-query", type=float, default=0.5)
-    parser.add_argument("--hasty-answer", type=float, default=0.6)
+    parser.add_argument("--clean-share", type=float, default=0.3)
+    parser.add_argument("--max-careless-query", type=float, default=0.3)
+    parser.add_argument("--hasty-answer", type=float, default=0.4)
     options = parser.parse_args(arguments)
     env = load([f"experiment={options.experiment}", f"env.data={options.data}"]).env
     rng = Random(options.seed)

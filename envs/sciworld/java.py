@@ -57,6 +57,7 @@ class JavaMachine:
         from scienceworld.constants import JAR_PATH
 
         logging.getLogger("py4j").setLevel(logging.CRITICAL)  # a dead machine is reported by `calls`, once
+        self._heap_mib = heap_mib
         self._output: deque[str] = deque(maxlen=20)
         self._directory = Path(mkdtemp(prefix="sciworld_"))
         self.num_borrowed = 0
@@ -123,7 +124,8 @@ class JavaMachine:
             state = "hung" if self.is_alive else f"died with exit code {self._process.returncode}"
             last_words = " ".join(line.strip() for line in reversed(self._output))
             self.close()
-            raise JavaFault(f"the Java machine {self.pid} {state}: {last_words or error}") from error
+            advice = f" (raise env.options.heap_mib={self._heap_mib})" if "OutOfMemoryError" in last_words else ""
+            raise JavaFault(f"the Java machine {self.pid} {state}: {last_words or error}{advice}") from error
 
     def close(self) -> None:
         """End the process; nothing happens if it has ended."""

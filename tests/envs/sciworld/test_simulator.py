@@ -124,7 +124,10 @@ def test_a_crash_in_a_worker_process_is_an_environment_fault(machine):
 def test_out_of_memory_is_a_fault(machine):
     environment = sciworld.make_environment(OPTIONS | {"heap_mib": 254})
     full = borrow_machine(254)
-    with pytest.raises(JavaFault, match="died with exit code 3: .*OutOfMemoryError"), full.calls():
+    with (
+        pytest.raises(JavaFault, match=r"died with exit code 3: .*OutOfMemoryError.*raise env.options.heap_mib=254"),
+        full.calls(),
+    ):
         full._gateway.new_array(full._gateway.jvm.int, 2**29)
     environment.close()
 
