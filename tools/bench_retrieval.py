@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 VOCABULARY = 300_000
@@ -130,15 +131,31 @@ def measure_server(work: Path, queries: list[str], rate: float, seconds: float, 
     try:
         wait_until_healthy(port, timeout_s=120)
         run_load(port, queries[:2000], rate=None, duration_s=3)  # pages and caches
-        open_loop = run_load(port, queries, rate=rate, duration_s=seconds)
-        closed_loop = run_load(port, queries, rate=None, duration_s=seconds)
+        results = {
+            name: {"rate": wanted, **_measure_load(server.pid, port, queries, wanted, seconds)}
+            for name, wanted in (("open_loop", rate), ("closed_loop", None))
+        }
     finally:
         server.terminate()
         server.wait()
-    return {
-        "open_loop": {"rate": rate, **_summary(open_loop)},
-        "closed_loop": {"connections": 64, **_summary(closed_loop)},
-    }
+    return results
+
+
+def _measure_load(server: int, port: int, queries: list[str], rate: float | None, seconds: float) -> dict[str, object]:
+    """A load, with the CPU time that either side spent on a request: it tells what other work on the machine did."""
+    from tools.retrieval.load import run_load
+
+    processes = {"server": psutil.Process(server), "client": psutil.Process()}
+    before_s = {name: _cpu_s(process) for name, process in processes.items()}
+    load = run_load(port, queries, rate=rate, duration_s=seconds)
+    spent_ms = {name: 1000 * (_cpu_s(process) - before_s[name]) for name, process in processes.items()}
+    cpu = {f"{name}_cpu_ms_per_request": round(ms / len(load.latencies_s), 3) for name, ms in spent_ms.items()}
+    return {**_summary(load), **cpu, "load_average": round(os.getloadavg()[0], 1)}
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def _summary(load: object) -> dict[str, object]:
