@@ -37,23 +37,37 @@ ALFWORLD_OBJECTS = (
     *("Book", "CD", "CellPhone", "Pen", "KeyChain", "RemoteControl", "Laptop", "DeskLamp"),
 )
 _EPISODES = ("--out", "{demonstrations}", "--seed", "{seed}")
+ALFWORLD_GAMES = Command(
+    "generate household games in ALFWorld's format, each proven solvable",
+    "tools.make_alfworld_games",
+    (
+        *("--out", "{games}", "--seed", "0", "--train", "1500", "--difficulty", "0"),
+        *("--objects", *ALFWORLD_OBJECTS),
+    ),
+)
+ALFWORLD_DEMONSTRATIONS = Command(
+    "demonstrations of an expert that errs, with hindsight skills",
+    "tools.make_alfworld_demonstrations",
+    ("--data", "{games}", *_EPISODES),
+)
 
 ENVIRONMENTS = {
     "alfworld": DemoEnvironment(
         experiment="demo",
-        games=Command(
-            "generate household games in ALFWorld's format, each proven solvable",
-            "tools.make_alfworld_games",
-            (
-                *("--out", "{games}", "--seed", "0", "--train", "1500", "--difficulty", "0"),
-                *("--objects", *ALFWORLD_OBJECTS),
-            ),
-        ),
+        games=ALFWORLD_GAMES,
         games_result="json_2.1.1",
-        demonstrations=Command(
-            "demonstrations of an expert that errs, with hindsight skills",
-            "tools.make_alfworld_demonstrations",
-            ("--data", "{games}", *_EPISODES),
+        demonstrations=ALFWORLD_DEMONSTRATIONS,
+        unseen_game="a game in an unseen room",
+        unseen_split="valid_unseen",
+    ),
+    "alfworld_gpu": DemoEnvironment(
+        experiment="demo_gpu",
+        games=ALFWORLD_GAMES,
+        games_result="json_2.1.1",
+        demonstrations=ALFWORLD_DEMONSTRATIONS,
+        model=(
+            *("--layers", "16", "--hidden", "512", "--heads", "8", "--key-value-heads", "4", "--head-dim", "64"),
+            *("--feed-forward", "2048"),
         ),
         unseen_game="a game in an unseen room",
         unseen_split="valid_unseen",
