@@ -4,9 +4,9 @@
 
 A catalogue of 1,000 products is generated; times to readiness are those of fresh processes, imports included, by the
 clock and in CPU time, which other work on the machine disturbs less. Steps are the expert's. `--full` names a
-catalogue of tools.make_webshop_catalogue --full (1,180,000 products); its cache is built if it is not there, which
-takes an hour, and the search is measured on goals' queries. 128 environments in 16 processes then play on the largest
-catalogue at hand; PSS counts a page that n processes map as 1/n in each.
+catalogue of `tools.make_webshop_catalogue --full --products 1180000 --filler-words 100`; its cache is built if it is
+not there, which takes some minutes, and the search is measured on goals' queries. 128 environments in 16 processes
+then play on the largest catalogue at hand; PSS counts a page that n processes map as 1/n in each.
 """
 
 from __future__ import annotations
