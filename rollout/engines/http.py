@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
+import aiohttp
 
 from rollout.engines.base import EngineError, Generation, Sampling
 
@@ -76,10 +77,7 @@ class HttpEngine(ABC):
         self.request_timeout_s = request_timeout_s
         self._control_timeout_s = control_timeout_s
         self.load_timeout_s = load_timeout_s
-        api_key = os.environ.get(API_KEY, "")
-        # Apart, so that a connection that may carry samples is always one whose opening was seen.
-        self._samples = _client(self.url, api_key)
-        self._control = _client(self.url, os.environ.get(ADMIN_KEY, "") or api_key)
+        self._sessions: tuple[aiohttp.ClientSession, aiohttp.ClientSession] | None = None
         self._num_connections = self._num_verified_connections = 0
         self._verifying = asyncio.Lock()
 
@@ -122,8 +120,9 @@ class HttpEngine(ABC):
 
     async def close(self) -> None:
         """Close the connections; the server goes on."""
-        await self._samples.aclose()
-        await self._control.aclose()
+        for session in self._sessions or ():
+            await session.close()
+        self._sessions = None
 
     @abstractmethod
     async def pause(self) -> None:
@@ -177,15 +176,26 @@ class HttpEngine(ABC):
     @abstractmethod
     def _read_generation(self, answer: Any, sampling: Sampling, version: int) -> Generation: ...
 
-    async def _sample(self, body: dict[str, Any]) -> Any:
-        async def trace(event: str, info: Mapping[str, Any]) -> None:
-            self._num_connections += event == "connection.connect_tcp.complete"
+    def _open(self) -> tuple[aiohttp.ClientSession, aiohttp.ClientSession]:
+        """The connections for samples and those for control, opened inside of the event loop that uses them.
 
-        async with _faults(self.url, self.request_timeout_s):
-            response = await self._samples.post(self._generate_route(), json=body, extensions={"trace": trace})
-        if response.status_code in BAD_REQUEST:
-            raise ValueError(f"{self.url} refuses the request: {_excerpt(response)}")
-        return _json(self.url, response)
+        Apart, so that a connection that may carry samples is always one whose opening was seen.
+        """
+        if self._sessions is None:
+            api_key = os.environ.get(API_KEY, "")
+            admin_key = os.environ.get(ADMIN_KEY, "") or api_key
+            self._sessions = _session(self.url, api_key, self._count_connection), _session(self.url, admin_key)
+        return self._sessions
+
+    async def _count_connection(self, *event: object) -> None:
+        self._num_connections += 1
+
+    async def _sample(self, body: dict[str, Any]) -> Any:
+        samples, _ = self._open()
+        answer = await _request(samples, self.url, self.request_timeout_s, "POST", self._generate_route(), json=body)
+        if answer.status in BAD_REQUEST:
+            raise ValueError(f"{self.url} refuses the request: {answer.excerpt()}")
+        return answer.json()
 
     async def _verify_connections(self) -> None:
         """Ask for the weights' version once for all connections opened since it was last asked: a connection does not
@@ -200,16 +210,51 @@ class HttpEngine(ABC):
 
     async def _control_json(self, method: str, route: str, *, timeout_s: float | None = None, **arguments: Any) -> Any:
         """The JSON (None for an empty body) that a route answers; an EngineFault for anything but success."""
-        async with _faults(self.url, timeout_s or self._control_timeout_s):
-            response = await self._control.request(method, route, **arguments)
-        return _json(self.url, response)
+        _, control = self._open()
+        timeout_s = timeout_s or self._control_timeout_s
+        return (await _request(control, self.url, timeout_s, method, route, **arguments)).json()
 
     async def _control_text(self, route: str) -> str:
-        async with _faults(self.url, self._control_timeout_s):
-            response = await self._control.get(route)
-        if response.status_code != 200:
-            raise EngineFault("refused", f"{self.url}: HTTP {response.status_code} for {route}")
-        return response.text
+        _, control = self._open()
+        answer = await _request(control, self.url, self._control_timeout_s, "GET", route)
+        answer.raise_for_status()
+        return answer.text()
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a server answered to a request of `route`."""
+
+    url: str
+    route: str
+    status: int
+    body: bytes
+
+    def json(self) -> Any:
+        """None for an empty body; an EngineFault for anything but success."""
+        self.raise_for_status()
+        return readable(self.url, lambda: json.loads(self.body)) if self.body else None
+
+    def raise_for_status(self) -> None:
+        if self.status != 200:
+            raise EngineFault("refused", f"{self.url}: HTTP {self.status} for {self.route}: {self.excerpt()}")
+
+    def text(self) -> str:
+        return self.body.decode(errors="replace")
+
+    def excerpt(self) -> str:
+        text = self.text()
+        return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+async def _request(
+    session: aiohttp.ClientSession, url: str, timeout_s: float, method: str, route: str, **arguments: Any
+) -> _Answer:
+    async with (
+        _faults(url, timeout_s),
+        session.request(method, route, allow_redirects=False, **arguments) as response,
+    ):
+        return _Answer(url, route, response.status, await response.read())
 
 
 @asynccontextmanager
@@ -219,35 +264,30 @@ async def _faults(url: str, timeout_s: float) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(timeout_s):
             yield
-    except TimeoutError:
-        raise EngineFault("hanging", f"{url} did not answer within {timeout_s:.0f} s") from None
-    except httpx.HTTPError as error:
-        # A connection that ends early is a protocol error to httpx, too.
-        is_cut = "disconnected" in str(error) or "closed" in str(error)
-        is_garbage = isinstance(error, httpx.DecodingError | httpx.RemoteProtocolError) and not is_cut
+    except aiohttp.ClientError as error:  # before TimeoutError: one that could not connect in time is both
+        # An answer that ends early is a payload error, too.
+        is_unreadable = isinstance(error, aiohttp.ClientPayloadError) and "Can not decode" in str(error)
+        is_garbage = isinstance(error, aiohttp.ClientResponseError) or is_unreadable
         seconds = time.monotonic() - started_s
         reason = f"{str(error) or type(error).__name__} after {seconds:.1f} s"
         raise EngineFault("garbage" if is_garbage else "dead", f"{url}: {reason}") from error
+    except TimeoutError:
+        raise EngineFault("hanging", f"{url} did not answer within {timeout_s:.0f} s") from None
 
 
-def _client(url: str, key: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
+def _session(url: str, key: str, on_connection: Callable[..., Awaitable[None]] | None = None) -> aiohttp.ClientSession:
+    """aiohttp: the time of a request with httpx grows with the number of open connections (5 times this at 128)."""
+    trace = aiohttp.TraceConfig()
+    if on_connection is not None:
+        trace.on_connection_create_end.append(on_connection)
+    return aiohttp.ClientSession(  # no proxy of the environment leads there: engines are near
         base_url=url,
         headers={"Authorization": f"Bearer {key}"} if key else {},
-        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_ALIVE_S),
-        trust_env=False,  # engines are near: no proxy of the environment leads there
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trace_configs=[trace],
     )
-
-
-def _json(url: str, response: httpx.Response) -> Any:
-    if response.status_code != 200:
-        raise EngineFault(
-            "refused", f"{url}: HTTP {response.status_code} for {response.url.path}: {_excerpt(response)}"
-        )
-    if not response.content:
-        return None
-    return readable(url, response.json)
 
 
 def readable(url: str, read: Callable[[], Any]) -> Any:
@@ -258,8 +298,3 @@ def readable(url: str, read: Callable[[], Any]) -> Any:
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise EngineFault("garbage", f"{url} gave an unreadable answer: {type(error).__name__}: {error}") from error
-
-
-def _excerpt(response: httpx.Response) -> str:
-    text = response.text
-    return text if len(text) <= 300 else f"{text[:300]}..."
