@@ -14,7 +14,7 @@ from rollout.trajectory import Trajectory
 LARGEST = ("seconds", "annotator_exposed_s", "latency_p95_s")
 AVERAGED = ("engine_busy_share", "engine/prefix_cache_hit_rate", "latency_mean_s")
 # Every rank sees the same servers: one that died is not as many faults as there are ranks.
-SEEN_BY_ALL = ("engine/num_faults/", "engine/num_returns", "engine/num_restarts", "engine/seconds_out")
+SEEN_BY_ALL = ("engine/num_faults/", "engine/num_returns", "engine/seconds_out")
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class RolloutConfig:
 class EngineConfig:
     """What samples. `local` runs transformers in the trainer's processes, one copy of the model each.
 
-    `vllm` and `sglang` are servers: those at `urls`, or `num_servers` that rank 0 starts on its machine; with
+    `vllm` and `sglang` are servers: those at `urls`, or `num_servers` that the run starts on each machine; with
     `cpu_servers` those are our own, which speak the same protocol on a CPU. Colocated engines give their memory back
     while the trainer works; disaggregated ones have GPUs of their own, after the trainer's. `sync` is how weights reach
     them: over a file system shared with the trainer, by NCCL, or (colocated) as handles of device memory.

@@ -1,31 +1,26 @@
-"""What samples, from the configuration: engine, weight sync, and the servers that this run starts itself."""
+"""What samples, from the configuration: why it cannot, the clients of the servers, and the weight sync."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from megatron_opid.config import Config, EngineConfig, resolve_model
+from megatron_opid.servers import Place, local_world_size, sync_name, visible_gpus
 
 if TYPE_CHECKING:
     from rollout.engines.base import Engine
-    from rollout.engines.commands import ServerSettings
     from rollout.engines.http import HttpEngine
     from rollout.engines.launch import Launcher
     from rollout.engines.pool import EnginePool
     from rollout.weight_sync.base import WeightSync
-    from rollout.weight_sync.servers import Run
+    from rollout.weight_sync.servers import AllGather, Run
 
 MIB = 1 << 20
 SHAPE_KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-MANY_MACHINES = (
-    "engine.name={name} without engine.urls starts its servers on one machine, and the ranks are on several; give the "
-    "engines nodes of their own (slurm.launch job=disaggregated), or set engine.urls"
-)
 
 
 def engine_faults(config: Config, world_size: int) -> list[str]:
@@ -43,6 +38,12 @@ def engine_faults(config: Config, world_size: int) -> list[str]:
         faults.append("engine.sync=ipc needs engine.placement=colocated: a handle is good on its own GPU only")
     if sync == "ipc" and engine.name == "vllm" and engine.tensor_parallel > 1:
         faults.append(f"engine.sync=ipc with vllm needs engine.tensor_parallel=1, it is {engine.tensor_parallel}")
+    if sync == "ipc" and not engine.urls and engine.num_servers * engine.tensor_parallel > local_world_size(world_size):
+        faults.append(
+            f"engine.sync=ipc: engine.num_servers={engine.num_servers} × engine.tensor_parallel="
+            f"{engine.tensor_parallel} GPUs must be those of the machine's {local_world_size(world_size)} ranks; set "
+            "engine.num_servers lower, or run.num_processes higher"
+        )
     if sync == "nccl" and engine.placement == "colocated":
         faults.append("engine.sync=nccl needs engine.placement=disaggregated: NCCL refuses two ranks on one GPU")
     if engine.cpu_servers and engine.urls:
@@ -51,18 +52,9 @@ def engine_faults(config: Config, world_size: int) -> list[str]:
         faults.append("engine.cpu_servers=true has engine.sync=disk or nccl and engine.tensor_parallel=1 only")
     if not engine.urls and not engine.cpu_servers:
         faults += _gpu_faults(config, world_size)
-    if not engine.urls:
-        faults += _machine_faults(config, world_size)
     if not faults and engine.urls:
         faults += asyncio.run(_server_faults(config))
     return faults
-
-
-def sync_name(engine: EngineConfig) -> str:
-    """The transport that `auto` stands for."""
-    if engine.sync != "auto":
-        return engine.sync
-    return "in_process" if engine.name == "local" else "disk"
 
 
 def client(engine: EngineConfig, url: str) -> HttpEngine:
@@ -74,57 +66,28 @@ def client(engine: EngineConfig, url: str) -> HttpEngine:
     return kind(url, request_timeout_s=engine.request_timeout_s)
 
 
-def make_pool(config: Config, urls: tuple[str, ...], launcher: Launcher | None) -> EnginePool:
-    """One rank's view of the servers; `launcher` is given to the rank that started them."""
+def make_pool(config: Config, urls: tuple[str, ...], launcher: Launcher | None, *, rank: int) -> EnginePool:
+    """One rank's view of the servers. It looks after those that it started; rank 0 after those of `engine.urls`."""
     from rollout.engines.pool import EnginePool, PoolSettings
 
     engine = config.engine
     settings = PoolSettings(recovery_timeout_s=engine.recovery_timeout_s, slow_ratio=engine.slow_ratio)
-    return EnginePool([client(engine, url) for url in urls], settings, launcher)
+    given = engine.urls if rank == 0 else ()
+    own = given if launcher is None else launcher.urls
+    return EnginePool([client(engine, url) for url in urls], settings, launcher, own)
 
 
-def server_settings(config: Config) -> ServerSettings:
-    """What every server of this run is started with."""
-    from rollout.engines.commands import ServerSettings
-
-    engine = config.engine
-    return ServerSettings(
-        dialect=engine.name,
-        model=resolve_model(config.actor.model).absolute(),
-        dtype="float32" if config.actor.precision == "fp32" else "bfloat16",
-        transfer=sync_name(engine),
-        tensor_parallel=engine.tensor_parallel,
-        gpu_memory_utilization=engine.gpu_memory_utilization,
-        max_batch_sequences=engine.max_batch_sequences,
-        max_model_tokens=_longest_sequence(config),
-        sleeps=engine.placement == "colocated",
-        on_cpu=engine.cpu_servers,
-    )
-
-
-def make_launcher(config: Config, num_trainer_gpus: int) -> Launcher:
-    """The launcher of this run's own servers, on the GPUs that their placement gives them; nothing runs yet."""
-    from rollout.engines.launch import Launcher
-
-    engine = config.engine
-    directory = Path(config.run.dir) / "engines"
-    first = 0 if engine.placement == "colocated" else num_trainer_gpus
-    return Launcher(
-        server_settings(config),
-        num_servers=engine.num_servers,
-        gpus=_visible_gpus()[first:],
-        directory=directory,
-        startup_timeout_s=engine.startup_timeout_s,
-    )
-
-
-def make_sync(config: Config, engine: Engine, run: Run, *, rank: int) -> WeightSync:
+def make_sync(config: Config, engine: Engine, run: Run, place: Place, all_gather: AllGather) -> WeightSync:
     """The transport of `engine.sync`."""
     if config.engine.name == "local":
         from rollout.weight_sync.in_process import InProcessSync
 
         return InProcessSync(engine, run, config.engine.verify_every)
-    bucket_bytes, is_sender = config.engine.bucket_mib * MIB, rank == 0
+    common = {
+        "is_sender": place.rank == 0,
+        "bucket_bytes": config.engine.bucket_mib * MIB,
+        "all_gather": all_gather,
+    }
     match sync_name(config.engine):
         case "disk":
             from rollout.weight_sync.disk import DiskSync
@@ -133,10 +96,9 @@ def make_sync(config: Config, engine: Engine, run: Run, *, rank: int) -> WeightS
                 engine,
                 run,
                 config.engine.verify_every,
-                is_sender=is_sender,
                 directory=weights_directory(config),
                 source=resolve_model(config.actor.model),
-                bucket_bytes=bucket_bytes,
+                **common,
             )
         case "nccl":
             from rollout.weight_sync.nccl import NcclSync
@@ -145,22 +107,19 @@ def make_sync(config: Config, engine: Engine, run: Run, *, rank: int) -> WeightS
                 engine,
                 run,
                 config.engine.verify_every,
-                is_sender=is_sender,
-                bucket_bytes=bucket_bytes,
                 backend="gloo" if config.engine.cpu_servers else "nccl",
+                **common,
             )
         case "ipc":
-            from megatron_opid.exchange import all_gather_text
             from rollout.weight_sync.ipc import IpcSync
 
             return IpcSync(
                 engine,
                 run,
                 config.engine.verify_every,
-                is_sender=is_sender,
-                bucket_bytes=bucket_bytes,
-                all_gather=all_gather_text,
                 tensor_parallel=config.engine.tensor_parallel,
+                first_rank=place.first_rank,
+                **common,
             )
     raise ValueError(f"engine.sync={config.engine.sync!r} is unknown")
 
@@ -169,14 +128,6 @@ def weights_directory(config: Config) -> Path:
     """Where sync over disk writes: below `engine.sync_dir`, which runs may share, a path of this run's own."""
     run = Path(config.run.dir)
     return Path(config.engine.sync_dir, *run.absolute().parts[1:]) if config.engine.sync_dir else run / "weights"
-
-
-def _longest_sequence(config: Config) -> int:
-    """Tokens of prompt and response, of the policy and of an analyzer that runs on its engine."""
-    longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-    skills = config.skills
-    is_analyzer = config.algorithm.name == "opid" and skills.analyzer == "policy"
-    return max(longest, skills.max_prompt_tokens + skills.max_completion_tokens) if is_analyzer else longest
 
 
 def _local_faults(engine: EngineConfig) -> list[str]:
@@ -199,20 +150,8 @@ def _url_faults(url: str) -> list[str]:
     return []
 
 
-def local_world_size(world_size: int) -> int:
-    """The ranks on this machine: all of them, unless a launcher says otherwise."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-
-
-def _machine_faults(config: Config, world_size: int) -> list[str]:
-    """A run starts servers on one machine only, where all of its ranks must be to reach them."""
-    if local_world_size(world_size) == world_size:
-        return []
-    return [MANY_MACHINES.format(name=config.engine.name)]
-
-
 def _gpu_faults(config: Config, world_size: int) -> list[str]:
-    engine, num_gpus = config.engine, len(_visible_gpus())
+    engine, num_gpus = config.engine, len(visible_gpus())
     needed = engine.num_servers * engine.tensor_parallel
     trainer = 0 if engine.placement == "colocated" else local_world_size(world_size)
     if needed + trainer <= num_gpus:
@@ -222,15 +161,6 @@ def _gpu_faults(config: Config, world_size: int) -> list[str]:
         f"besides the trainer's {trainer}, this machine has {num_gpus}; set them lower, engine.placement=colocated, "
         "engine.urls, or engine.cpu_servers=true"
     ]
-
-
-def _visible_gpus() -> list[str]:
-    import torch
-
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name for name in given.split(",") if name]
-    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 async def _server_faults(config: Config) -> list[str]:

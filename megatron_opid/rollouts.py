@@ -20,8 +20,9 @@ from envs.base import load as load_environment
 from megatron_opid.actor.parallel import resolve_device
 from megatron_opid.collected import Collected, join_shares
 from megatron_opid.config import Config, resolve_model
-from megatron_opid.engines import local_world_size, make_launcher, make_pool, make_sync
+from megatron_opid.engines import make_pool, make_sync
 from megatron_opid.exchange import all_gather_text
+from megatron_opid.servers import Place, start_servers
 from megatron_opid.skills.analyzer import Analyzer, make_analyzer
 from megatron_opid.skills.routing import is_scheduled
 from rollout.agent_loop import EpisodeSettings
@@ -48,7 +49,8 @@ class Rollout:
         self._rank, self._num_ranks = rank, num_ranks
         self._gives_memory_back = config.engine.name != "local" and config.engine.placement == "colocated"
         self._launcher: Launcher | None = None
-        self._engine = self._make_engine(directory)
+        place = Place.of(rank, num_ranks)
+        self._engine = self._make_engine(directory, place)
         self._vocab_size = json.loads((directory / "config.json").read_text())["vocab_size"]
         self._analyzer = self._make_analyzer() if config.algorithm.name == "opid" else None
         self._worker = RolloutWorker(
@@ -60,7 +62,7 @@ class Rollout:
             num_processes=config.env.num_processes,
             progress=None if rank == 0 else False,
         )
-        self._sync = make_sync(config, self._engine, self._worker.run, rank=rank)
+        self._sync = make_sync(config, self._engine, self._worker.run, place, all_gather_text)
         self._started: tuple[int, int, Future[list[Trajectory]]] | None = None  # step, number of tasks, episodes
         self._ahead: Collected | None = None  # what was started, once it is there
 
@@ -79,8 +81,7 @@ class Rollout:
             raise RuntimeError(f"the episodes played ahead are of step {collected.step}, asked for are step {step}'s")
         self.metrics, self.analyzer_metrics = collected.metrics, collected.analyzer_metrics
         if self._gives_memory_back:
-            if self._rank == 0:
-                self._worker.run(self._engine.sleep())
+            self._worker.run(self._engine.sleep())
             all_gather_text("")  # the other ranks need the memory, too
         return collected.trajectories
 
@@ -112,7 +113,7 @@ class Rollout:
         """
         self.finish()
         self._sync.push(named_tensors, version)
-        all_gather_text("")  # no rank may ask a server before all of them have the weights
+        all_gather_text("")  # no rank may ask a server before rank 0 has compared what they hold
 
     def state(self) -> str:
         """What a checkpoint keeps: the episodes played ahead, which no later weights could play again; else empty."""
@@ -171,7 +172,7 @@ class Rollout:
         texts = self._worker.run(asyncio.to_thread(all_gather_text, share))
         return join_shares([Collected.from_json(text) for text in texts], num_tasks, group_size)
 
-    def _make_engine(self, directory: Path) -> Engine:
+    def _make_engine(self, directory: Path, place: Place) -> Engine:
         config = self._config
         if config.engine.name == "local":
             return LocalEngine.from_pretrained(
@@ -181,16 +182,9 @@ class Rollout:
                 max_batch_sequences=config.engine.max_batch_sequences,
             )
         urls = config.engine.urls
-        if not urls and self._rank == 0:
-            self._launcher = make_launcher(config, local_world_size(self._num_ranks))
-            try:
-                asyncio.run(self._launcher.start())
-            except BaseException:
-                self._launcher.close()
-                raise
-            urls = self._launcher.urls
-        urls = tuple(json.loads(all_gather_text(json.dumps(urls))[0]))
-        return make_pool(config, urls, self._launcher)
+        if not urls:
+            self._launcher, urls = start_servers(config, place, all_gather_text)
+        return make_pool(config, urls, self._launcher, rank=self._rank)
 
     def _refuse_missing_skills(self, counts: Mapping[str, float]) -> None:
         """Training without the skills that were asked for would silently be another method."""

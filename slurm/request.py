@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from megatron_opid.config import Config, ConfigError
-from megatron_opid.engines import MANY_MACHINES
 from slurm.site import Site
 
 # The batch scripts whose arguments are configuration overrides; the others' are handed on as they are.
@@ -82,13 +81,14 @@ def size_faults(request: Request, config: Config, site: Site) -> list[str]:
                 f"speed of the network; set {ranks} or less"
             )
     engine = config.engine
-    if request.job == "train" and int(request.nodes) > 1 and engine.name != "local" and not engine.urls:
-        faults.append(MANY_MACHINES.format(name=engine.name))
-    if request.job == "disaggregated" and engine.num_servers * engine.tensor_parallel > gpus:
-        faults.append(
-            f"engine.num_servers={engine.num_servers} × engine.tensor_parallel={engine.tensor_parallel} are more "
-            f"than an engine node's {gpus} GPUs; set them lower"
-        )
+    if request.job == "disaggregated" or (request.job == "train" and engine.name != "local" and not engine.urls):
+        beside = ranks if request.job == "train" and engine.placement == "disaggregated" else 0
+        if engine.num_servers * engine.tensor_parallel > gpus - beside:
+            faults.append(
+                f"engine.num_servers={engine.num_servers} × engine.tensor_parallel={engine.tensor_parallel} are more "
+                f"than the {gpus - beside} GPUs that a node has for engines; set them lower"
+                + (", or engine.placement=colocated" if beside else "")
+            )
     return faults
 
 

@@ -23,13 +23,15 @@ EXTENSION = "rollout.engines.vllm_extension.WeightBook"
 class ServerSettings:
     """What every server of a launcher is started with.
 
-    `dtype` is float32 or bfloat16; `transfer` the weight transport; `sleeps` asks for memory that can be given back;
-    `dummy_weights` starts without weights, which sync over disk cannot mend; `on_cpu` for our CPU server.
+    `host` is the address to listen on, `dtype` float32 or bfloat16; `transfer` the weight transport; `sleeps` asks for
+    memory that can be given back; `dummy_weights` starts without weights, which sync over disk cannot mend; `on_cpu`
+    for our CPU server.
     """
 
     dialect: Literal["vllm", "sglang"]
     model: Path
     dtype: str
+    host: str = "127.0.0.1"
     transfer: Literal["disk", "nccl", "ipc"] = "disk"
     tensor_parallel: int = 1
     gpu_memory_utilization: float = 0.85
@@ -49,7 +51,7 @@ class ServerCommand:
 
 
 def server_command(settings: ServerSettings, port: int, gpus: Sequence[str], key_file: Path) -> ServerCommand:
-    """How to start one server on 127.0.0.1:`port` with the GPUs whose CUDA names are given.
+    """How to start one server on `settings.host`:`port` with the GPUs whose CUDA names are given.
 
     Keys that stand in the environment reach the server by its environment or by `key_file`, which this writes where
     it is needed: a command line can be read by every user of the machine.
@@ -70,7 +72,8 @@ def _engine_python() -> str:
 def _cpu(settings: ServerSettings, port: int) -> ServerCommand:
     arguments = [
         *(sys.executable, "-m", "rollout.engines.server"),
-        *("--model", str(settings.model), "--dialect", settings.dialect, "--port", str(port)),
+        *("--model", str(settings.model), "--dialect", settings.dialect),
+        *("--host", settings.host, "--port", str(port)),
         *("--dtype", settings.dtype, "--max-num-seqs", str(settings.max_batch_sequences)),
         *("--weight-version", UNSYNCED, "--enable-deterministic-inference"),
     ]
@@ -82,7 +85,7 @@ def _cpu(settings: ServerSettings, port: int) -> ServerCommand:
 def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> ServerCommand:
     arguments = [
         *(_engine_python(), "-m", "vllm.entrypoints.cli.main", "serve", str(settings.model)),
-        *("--host", "127.0.0.1", "--port", str(port), "--dtype", settings.dtype),
+        *("--host", settings.host, "--port", str(port), "--dtype", settings.dtype),
         *("--tensor-parallel-size", str(settings.tensor_parallel)),
         *("--gpu-memory-utilization", str(settings.gpu_memory_utilization)),
         *("--max-num-seqs", str(settings.max_batch_sequences)),
@@ -110,7 +113,7 @@ def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> S
 def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], key_file: Path) -> ServerCommand:
     arguments = [
         *(_engine_python(), "-m", "sglang.launch_server", "--model-path", str(settings.model)),
-        *("--host", "127.0.0.1", "--port", str(port), "--dtype", settings.dtype),
+        *("--host", settings.host, "--port", str(port), "--dtype", settings.dtype),
         *("--tp-size", str(settings.tensor_parallel)),
         *("--mem-fraction-static", str(settings.gpu_memory_utilization)),
         *("--max-running-requests", str(settings.max_batch_sequences)),

@@ -29,6 +29,7 @@ POLL_S = 0.2
 PROGRESS_EVERY_S = 15.0
 LOG_TAIL_LINES = 20
 LOWEST_PORT = 10000
+EVERYWHERE = "0.0.0.0"  # listens on all addresses of the machine
 
 # Settings, port, GPUs, file for keys.
 MakeCommand = Callable[[ServerSettings, int, Sequence[str], Path], ServerCommand]
@@ -47,11 +48,15 @@ class _Server:
 
 
 class Launcher:
-    """`num_servers` servers on loopback, each with `settings.tensor_parallel` of `gpus` (CUDA names, in order).
+    """`num_servers` servers on this machine, each with `settings.tensor_parallel` of `gpus` (CUDA names, in order).
 
     Everything they print is appended to `directory`/engine_N.log. They end with this process, whatever ends it: make
     the launcher in the main thread, whose end is what the kernel reports to them. Use as a context manager, or `close`.
-    `make_command` is another than `server_command` where faults are to be injected.
+
+    Args:
+        ports: one for each; by default free ones.
+        first_number: the N of the first, where other machines have servers as well.
+        make_command: another than `server_command` where faults are to be injected.
     """
 
     def __init__(
@@ -62,17 +67,19 @@ class Launcher:
         gpus: Sequence[str],
         directory: Path,
         startup_timeout_s: float,
+        ports: Sequence[int] | None = None,
+        first_number: int = 0,
         make_command: MakeCommand = server_command,
     ):
         directory.mkdir(parents=True, exist_ok=True)
         self._startup_timeout_s = startup_timeout_s
         self._servers: dict[str, _Server] = {}
-        size = settings.tensor_parallel
-        for index, port in enumerate(_free_ports(num_servers)):
-            url = f"http://127.0.0.1:{port}"
+        size, host = settings.tensor_parallel, "127.0.0.1" if settings.host == EVERYWHERE else settings.host
+        for index, port in enumerate(ports or _free_ports(num_servers, host)):
+            url, name = f"http://{host}:{port}", f"engine_{first_number + index}"
             own_gpus = gpus[index * size : (index + 1) * size]
-            command = make_command(settings, port, own_gpus, directory / f"engine_{index}.keys.yaml")
-            self._servers[url] = _Server(url, command, directory / f"engine_{index}.log")
+            command = make_command(settings, port, own_gpus, directory / f"{name}.keys.yaml")
+            self._servers[url] = _Server(url, command, directory / f"{name}.log")
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -88,9 +95,24 @@ class Launcher:
         Raises:
             ServerStartError: one ended, or did not answer within `startup_timeout_s`.
         """
-        for server in self._servers.values():
-            self._spawn(server)
+        for url in self._servers:
+            self.spawn(url)
         await asyncio.gather(*(self._wait_until_healthy(server) for server in self._servers.values()))
+
+    def spawn(self, url: str) -> None:
+        """Start the server's process, without waiting until it answers."""
+        server = self._servers[url]
+        guard = [sys.executable, "-m", "rollout.engines.guard", str(os.getpid())]
+        with server.log.open("ab") as log:
+            os.fchmod(log.fileno(), 0o600)  # what a server prints may show what it was given
+            server.process = subprocess.Popen(
+                [*guard, *server.command.arguments],
+                env=os.environ | server.command.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a terminal's Ctrl-C is for the trainer, which stops its servers itself
+            )
 
     def death(self, url: str) -> str | None:
         """Why the server's process ended; None while it runs."""
@@ -103,10 +125,9 @@ class Launcher:
         Raises:
             ServerStartError: as `start`.
         """
-        server = self._servers[url]
-        _kill(server)
-        self._spawn(server)
-        await self._wait_until_healthy(server)
+        self.stop(url)
+        self.spawn(url)
+        await self._wait_until_healthy(self._servers[url])
 
     def stop(self, url: str) -> None:
         """Kill the server; `restart` starts it again."""
@@ -130,23 +151,10 @@ class Launcher:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _spawn(self, server: _Server) -> None:
-        guard = [sys.executable, "-m", "rollout.engines.guard", str(os.getpid())]
-        with server.log.open("ab") as log:
-            os.fchmod(log.fileno(), 0o600)  # what a server prints may show what it was given
-            server.process = subprocess.Popen(
-                [*guard, *server.command.arguments],
-                env=os.environ | server.command.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a terminal's Ctrl-C is for the trainer, which stops its servers itself
-            )
-
     async def _wait_until_healthy(self, server: _Server) -> None:
         started_s = said_s = time.monotonic()
         async with httpx.AsyncClient(base_url=server.url, timeout=5.0, trust_env=False) as client:
-            while not await _answers(client):
+            while not await answers(client):
                 now_s = time.monotonic()
                 if (code := server.process.poll()) is not None:
                     raise ServerStartError(f"a server ended with code {code} at its start\n{_tail(server.log)}")
@@ -161,7 +169,8 @@ class Launcher:
                 await asyncio.sleep(POLL_S)
 
 
-async def _answers(client: httpx.AsyncClient) -> bool:
+async def answers(client: httpx.AsyncClient) -> bool:
+    """Whether the client's server is up."""
     try:
         return (await client.get("/health")).status_code == 200
     except httpx.HTTPError:
@@ -184,8 +193,8 @@ def _tail(path: Path, num_lines: int = LOG_TAIL_LINES) -> str:
     return "\n".join(["its log ends:" if num_lines > 1 else "", *(f"  {line}" for line in lines), f"  ({path})"])
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on now, at random, outside of the range from which the kernel gives ports
+def _free_ports(count: int, host: str) -> list[int]:
+    """Ports of an address that nobody listens on now, at random, outside of the range from which the kernel gives ports
     to outgoing connections: one of those could hold a server's port in the moment of its restart."""
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     candidates = [port for port in range(LOWEST_PORT, 65536) if not low <= port <= high] or list(range(low, high))
@@ -195,6 +204,6 @@ def _free_ports(count: int) -> list[int]:
         if len(ports) == count:
             return ports
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
             ports.append(port)
-    raise ServerStartError(f"no {count} free ports on 127.0.0.1")
+    raise ServerStartError(f"no {count} free ports on {host}")

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,13 +67,22 @@ class EnginePool:
     An engine that fails a request is taken out: what it was doing is cancelled and done by others, with the same
     sampling seed, and only one answer of a request ever leaves the pool. It comes back when it has generated a token
     under the expected weights; `owner` restarts it before, and `give_weights` (set by the weight sync) syncs it.
+
+    Of the pools of several ranks over the same engines one looks after each: it alone gives it weights, puts it to
+    sleep and restarts it, and the others see it come back. `own` are the URLs that this pool looks after; None: all.
     """
 
-    def __init__(self, engines: Sequence[HttpEngine], settings: PoolSettings, owner: Owner | None = None):
+    def __init__(
+        self,
+        engines: Sequence[HttpEngine],
+        settings: PoolSettings,
+        owner: Owner | None = None,
+        own: Collection[str] | None = None,
+    ):
         if not engines:
             raise ValueError("a pool needs at least one engine")
         self.give_weights: GiveWeights | None = None
-        self._members = [PoolMember(engine) for engine in engines]
+        self._members = [PoolMember(engine, is_own=own is None or engine.url in own) for engine in engines]
         self._settings = settings
         self._owner = owner
         self._events = PoolEvents()
@@ -84,6 +93,11 @@ class EnginePool:
     def engines(self) -> tuple[HttpEngine, ...]:
         """The engines that serve now."""
         return tuple(member.engine for member in self._serving())
+
+    @property
+    def own_urls(self) -> tuple[str, ...]:
+        """The servers that this pool looks after, whether they serve or not."""
+        return tuple(member.engine.url for member in self._members if member.is_own)
 
     @property
     def busy_s(self) -> float:
@@ -114,27 +128,22 @@ class EnginePool:
             self._events.moved()
         raise EngineError(f"a request failed {MAX_ATTEMPTS} times, last: {faults[-1]}")
 
-    async def update(self, load: GiveWeights, version: int) -> None:
-        """Have every engine that serves take the weights of `version` by `load`; those that fail are taken out.
+    async def update(self, load: GiveWeights, version: int) -> tuple[str, ...]:
+        """Have our engines that serve take the weights of `version` by `load`, and take those out that fail.
 
-        Raises:
-            EngineError: no engine has the weights.
+        Returns: the URLs of those that have them; an engine that is out is given them when it is mended.
         """
         await self._stop_watching()
         self.expect(version)
-        serving = self._serving()
+        serving = [member for member in self._serving() if member.is_own]
         results = await asyncio.gather(*(load(member.engine) for member in serving), return_exceptions=True)
         for member, result in zip(serving, results, strict=True):
             if isinstance(result, EngineFault):
                 self._take_out(member, result)
             elif isinstance(result, BaseException):
                 raise result
-        for member in self._members:
-            member.num_faults = 0
-            if member.fault is not None and member.recovery is None:
-                member.recovery = asyncio.create_task(self._recover(member))
-        if not self._serving():
-            await self._wait_for_return(f"no engine took the weights of version {version}")
+        self._mend_again()
+        return tuple(member.engine.url for member in serving if member.fault is None)
 
     async def reachable(self) -> tuple[HttpEngine, ...]:
         """All engines that answer now, also of those that are out; nothing is mended until `admit`.
@@ -153,18 +162,22 @@ class EnginePool:
             raise EngineError(f"no engine answers: {'; '.join(str(result) for _, result in pairs)}")
         return tuple(member.engine for member, result in pairs if result is None)
 
-    def admit(self, engines: Sequence[HttpEngine], version: int) -> None:
-        """These engines have the weights of `version` and serve; the others are taken out, or stay out."""
+    async def admit(self, urls: Collection[str], version: int) -> None:
+        """The engines at `urls` have the weights of `version` and serve; the others are taken out, or stay out.
+
+        Raises:
+            EngineError: none has them, and none came back.
+        """
         self.expect(version)
         for member in self._members:
-            member.num_faults = 0
-            if member.engine in engines:
-                if member.fault is not None:
-                    self._return(member)
-            elif member.fault is None:
-                self._take_out(member, EngineFault("dead", f"{member.engine.url} did not answer"))
-            else:
-                member.recovery = asyncio.create_task(self._recover(member))
+            if member.engine.url not in urls:
+                self._take_out(member, EngineFault("dead", f"{member.engine.url} did not take version {version}"))
+            elif member.fault is not None:
+                await cancel(member.recovery)
+                self._return(member)
+        self._mend_again()
+        if not self._serving():
+            await self._wait_for_return(f"no engine took the weights of version {version}")
 
     def expect(self, version: int) -> None:
         """From now on only answers under the weights of `version` count (who synced them is of no importance)."""
@@ -172,14 +185,17 @@ class EnginePool:
             member.engine.expected_version = version
 
     async def sleep(self) -> None:
-        """Engines give their memory back until the next weights, those that are out, too; none is restarted meanwhile.
+        """Our engines give their memory back until the next weights, also those that are out; none is mended meanwhile.
 
-        A server of ours that cannot is killed: its memory is the trainer's now, and new weights have it restarted.
+        A server that we started and that cannot is killed: its memory is the trainer's now, and new weights have it
+        restarted.
         """
         await self._stop_watching()
         for member in self._members:
             await cancel(member.recovery)
             member.recovery = None
+            if not member.is_own:
+                continue
             if self._owner is None or member.fault is None or member.fault.kind == "stale":
                 try:
                     await member.engine.sleep()
@@ -249,19 +265,27 @@ class EnginePool:
         for task in member.requests:
             task.cancel()
 
+    def _mend_again(self) -> None:
+        """New weights are new hope: whoever is out is tried at once, and mended from now on if that was halted."""
+        for member in self._members:
+            member.num_faults = 0
+            if member.fault is not None and member.recovery is None:
+                member.recovery = asyncio.create_task(self._recover(member))
+
     async def _recover(self, member: PoolMember) -> None:
-        """Restart (where we own it), sync and probe until the engine does its work again."""
+        """Restart (where we started it), sync and probe until the engine does its work again; another rank's engine is
+        asked until it does."""
         member.num_faults += 1  # since the last weights: what fails again and again is tried less and less often
         retry_s = min(FIRST_RETRY_S * 2 ** (member.num_faults - 1), LAST_RETRY_S)
         while True:
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, LAST_RETRY_S)
             try:
-                if self._owner is not None and member.fault.kind != "stale":
+                if self._owner is not None and member.is_own and member.fault.kind != "stale":
                     await self._owner.restart(member.engine.url)
                     self._events.restarted()
                     member.engine.is_asleep = False
-                if self.give_weights is not None:
+                if self.give_weights is not None and member.is_own:
                     await self.give_weights(member.engine)
                 await member.engine.verify_version()
                 await member.engine.probe(self._settings.probe_timeout_s)
@@ -297,14 +321,14 @@ class EnginePool:
             await asyncio.sleep(WATCH_INTERVAL_S)
             for member in self._serving():
                 url = member.engine.url
-                death = self._owner.death(url) if self._owner is not None else None
+                death = self._owner.death(url) if self._owner is not None and member.is_own else None
                 if death is not None:
                     self._take_out(member, EngineFault("dead", f"{url}: {death}"))
                 elif (limit_s := self._slow_limit_s(member)) is not None and member.oldest_s > limit_s:
                     self._take_out(member, EngineFault("slow", f"{url} works on a request for {member.oldest_s:.0f} s"))
-            # Whoever can mend an engine looks after all of them: other ranks may need one that this rank does not use.
-            if self.give_weights is not None and time.monotonic() - probed_s > PROBE_INTERVAL_S:
-                for member in [member for member in self._serving() if not member.requests]:
+            # Other ranks may need an engine of ours that this rank does not use.
+            if time.monotonic() - probed_s > PROBE_INTERVAL_S:
+                for member in [member for member in self._serving() if member.is_own and not member.requests]:
                     try:
                         await member.engine.probe(self._settings.probe_timeout_s)
                     except EngineFault as fault:

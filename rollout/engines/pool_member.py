@@ -16,10 +16,12 @@ NUM_DURATIONS = 64
 
 
 class PoolMember:
-    """`fault` is why the engine is out, None while it serves; `durations_s` are those of its last answers."""
+    """`fault` is why the engine is out, None while it serves; `durations_s` are those of its last answers; `is_own`:
+    whether this pool is the one that looks after it."""
 
-    def __init__(self, engine: HttpEngine):
+    def __init__(self, engine: HttpEngine, *, is_own: bool):
         self.engine = engine
+        self.is_own = is_own
         self.fault: EngineFault | None = None
         self.recovery: asyncio.Task[None] | None = None
         self.requests: dict[asyncio.Task[Generation], float] = {}  # to when they began

@@ -26,8 +26,8 @@ class WeightSync(ABC):
     """Sends full tensors under Hugging Face names; compares digests on the first of every `verify_every` pushes.
 
     All ranks of the trainer push: gathering a tensor is a collective, so each one exhausts the iterator, whatever
-    happens. The sender's transport implements `transfer` and `verify`, which makes its own buckets: no more than a
-    bucket or two need be in memory at once; the other ranks `follow`.
+    happens. A transport implements `transfer` and `verify`, and makes its own buckets: no more than a bucket or two
+    need be in memory at once. One rank compares digests: `is_sender`, which also sends where only one rank does.
 
     Raises:
         ValueError: `verify_every` is below 1.
@@ -61,10 +61,7 @@ class WeightSync(ABC):
                 yield name, tensor
 
         try:
-            if self._is_sender:
-                self.transfer(watched(), version)
-            else:
-                self.follow(watched(), version)
+            self.transfer(watched(), version)
         finally:
             exhaust(source)  # a rank that has failed must not leave the others in a collective
         if verified:
@@ -74,7 +71,7 @@ class WeightSync(ABC):
 
     @abstractmethod
     def transfer(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
-        """Move every tensor to every engine and switch the engines to `version`; consumes the iterator in order."""
+        """This rank's part in moving every tensor to every engine, which then has `version`; consumes the iterator."""
 
     @abstractmethod
     def verify(self, sent: Mapping[str, int]) -> bool:
@@ -82,10 +79,6 @@ class WeightSync(ABC):
 
         Returns: whether what they hold was compared with `sent`, not with one another only.
         """
-
-    def follow(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
-        """What a rank that does not send does meanwhile: it takes part in gathering the tensors."""
-        exhaust(named_tensors)
 
 
 def exhaust(named_tensors: Iterable[tuple[str, Tensor]]) -> None:

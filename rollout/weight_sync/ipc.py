@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -17,25 +17,25 @@ from rollout.engines.base import EngineError
 from rollout.engines.http import HttpEngine
 from rollout.engines.pool import EnginePool
 from rollout.weight_sync.bucket import Bucket, buckets
-from rollout.weight_sync.servers import Run, ServerSync
+from rollout.weight_sync.servers import AllGather, Run, ServerSync
 
-# Every rank's text, in rank order, on every rank; a barrier, too.
-AllGather = Callable[[str], list[str]]
 NUM_BUFFERS = 2
 
 
 class IpcSync(ServerSync):
-    """Every rank packs the same full tensors into buffers on its own GPU, and hands the server there a handle.
+    """Every rank packs the same full tensors into buffers on its own GPU, and makes a handle for the server there.
+
+    The rank that looks after servers sends them the handles of their GPUs, which are of its machine.
 
     A bucket is packed while the servers load the one before: two buffers of `bucket_bytes` per GPU, which a larger
-    tensor may not exceed. Server i has the GPUs of the local ranks i·TP … i·TP + TP − 1. Handles are pickles, as both
-    servers want them; they go to loopback only, and nothing here unpickles one. Both servers answer only when they have
-    read a bucket (vLLM synchronizes its device; SGLang's last reference to the buffer does).
+    tensor may not exceed. A machine's server i has the GPUs of its ranks i·TP … i·TP + TP − 1. Handles are pickles, as
+    both servers want them; they go to this machine's only, and nothing here unpickles one. Both servers answer only
+    when they have read a bucket (vLLM synchronizes its device; SGLang's last reference to the buffer does).
 
     A rank that fails to send goes on packing, since every bucket is a meeting of all ranks, and raises at the end.
 
     Args:
-        all_gather: over the ranks of this machine.
+        first_rank: the first rank of this machine.
         tensor_parallel: of each server; 1 for vLLM, whose handles of several GPUs would have to be merged.
         make_handle: of a filled bucket, for a server of a dialect.
     """
@@ -50,25 +50,30 @@ class IpcSync(ServerSync):
         bucket_bytes: int,
         all_gather: AllGather,
         tensor_parallel: int,
+        first_rank: int = 0,
         make_handle: Callable[[Bucket, str], str] | None = None,
     ):
-        super().__init__(pool, run, verify_every, is_sender=is_sender)
+        super().__init__(pool, run, verify_every, is_sender=is_sender, all_gather=all_gather)
         self._bucket_bytes = bucket_bytes
-        self._all_gather = all_gather
         self._tensor_parallel = tensor_parallel
+        self._first_rank = first_rank
         self._make_handle = make_handle or handle
         # A server's place among them says which GPUs it has, whichever of them serve at the moment.
-        self._urls = [engine.url for engine in pool.engines]
+        self._urls = pool.own_urls
         self._dialect = pool.engines[0].dialect
 
-    def transfer(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
+    def give(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> Collection[str]:
+        if not self._urls:
+            self._pack(named_tensors, lambda number: None, lambda *parts: None)
+            return ()
         with ThreadPoolExecutor(1, "weight_sync") as thread:
             engines: tuple[HttpEngine, ...] = ()
             loading: list[Future[None]] = []
 
             def begin() -> None:
                 nonlocal engines
-                engines = self._run(self._pool.reachable())
+                reachable = self._run(self._pool.reachable())
+                engines = tuple(engine for engine in reachable if engine.url in self._urls)
                 self._all(engines, _begin)
 
             def load(bucket: Bucket, handles: Sequence[str]) -> None:
@@ -88,11 +93,7 @@ class IpcSync(ServerSync):
             for step in (beginning, *loading):
                 step.result()
             self._all(engines, lambda engine: _end(engine, version))
-            self._run(self._admit(engines, version))
-
-    def follow(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
-        self._pack(named_tensors, lambda number: None, lambda *parts: None)
-        self._pool.expect(version)
+        return [engine.url for engine in engines]
 
     def _pack(
         self,
@@ -124,11 +125,8 @@ class IpcSync(ServerSync):
         if buffers and buffers[0].is_cuda:
             torch.cuda.ipc_collect()
 
-    async def _admit(self, engines: Sequence[HttpEngine], version: int) -> None:
-        self._pool.admit(engines, version)  # mends the others on the loop
-
     def _own(self, engine: HttpEngine, handles: Sequence[str]) -> Sequence[str]:
-        first = self._urls.index(engine.url) * self._tensor_parallel
+        first = self._first_rank + self._urls.index(engine.url) * self._tensor_parallel
         return handles[first : first + self._tensor_parallel]
 
     def _all(self, engines: Sequence[HttpEngine], call: Callable[[HttpEngine], Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -13,12 +13,14 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
+from rollout.address import address_towards
 from rollout.engines.base import EngineError
 from rollout.engines.http import HttpEngine
 from rollout.engines.pool import EnginePool
+from rollout.weight_sync.base import exhaust
 from rollout.weight_sync.bucket import Bucket, buckets
 from rollout.weight_sync.groups import JOIN_TIMEOUT_S, Group, join, leave, open_group, receive
-from rollout.weight_sync.servers import Run, ServerSync
+from rollout.weight_sync.servers import AllGather, Run, ServerSync, alone
 
 
 class NcclSync(ServerSync):
@@ -41,15 +43,19 @@ class NcclSync(ServerSync):
         is_sender: bool,
         bucket_bytes: int,
         backend: Literal["nccl", "gloo"] = "nccl",
+        all_gather: AllGather = alone,
     ):
-        super().__init__(pool, run, verify_every, is_sender=is_sender)
+        super().__init__(pool, run, verify_every, is_sender=is_sender, all_gather=all_gather)
         self._bucket_bytes = bucket_bytes
         self._backend = backend
         self._device = torch.cuda.current_device() if backend == "nccl" else None
         self._group: Group | None = None
         self._members: frozenset[str] = frozenset()
 
-    def transfer(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
+    def give(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> Collection[str]:
+        if not self._is_sender:
+            exhaust(named_tensors)
+            return ()
         # The event loop runs in the thread; this one gathers, which is a collective of the trainer's ranks.
         waiting: queue.Queue[Bucket | None] = queue.Queue(maxsize=1)
         with ThreadPoolExecutor(1, "weight_sync") as thread:
@@ -61,9 +67,10 @@ class NcclSync(ServerSync):
                     _hand_over(waiting, bucket, sending)
             finally:
                 _hand_over(waiting, None, sending)
-            sending.result()
+            return sending.result()
 
-    async def _send(self, waiting: queue.Queue[Bucket | None], version: int) -> None:
+    async def _send(self, waiting: queue.Queue[Bucket | None], version: int) -> list[str]:
+        """Returns the URLs of the servers that have the weights now."""
         engines = await self._pool.reachable()
         try:
             held = await asyncio.gather(*(engine.held_version() for engine in engines))
@@ -85,7 +92,7 @@ class NcclSync(ServerSync):
                 f"weights of version {version} were not taken by all servers, restart them and start the same command "
                 f"again: {_cause(error)}"
             ) from error
-        self._pool.admit(engines, version)
+        return [engine.url for engine in engines]
 
     async def _join(self, engines: tuple[HttpEngine, ...], all_known: bool) -> None:
         """Form the group anew if other servers are to be in it, or if one does not have the weights of the last push:
@@ -155,14 +162,8 @@ def _cause(error: RuntimeError | ExceptionGroup) -> BaseException:
 def _own_address(urls: Sequence[str]) -> str:
     """This machine's address as the servers see it: loopback only where all of them are on loopback."""
     hosts = [urlsplit(url).hostname for url in urls]
-    addresses = [_address_towards(host) for host in hosts]
+    addresses = [address_towards(host) for host in hosts]
     return next((address for address in addresses if not address.startswith("127.")), addresses[0])
-
-
-def _address_towards(host: str) -> str:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # connecting it sends nothing
-        probe.connect((host, 9))
-        return probe.getsockname()[0]
 
 
 def _free_port() -> int:

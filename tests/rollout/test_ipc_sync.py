@@ -1,4 +1,7 @@
-"""Hand-over by handles of memory: two ranks (threads) with a server each, which reads a buffer as late as it may."""
+"""Hand-over by handles of memory: two ranks (threads) with a server each, which reads a buffer as late as it may.
+
+The ranks are on one machine, whose first rank sends the handles, or each is on a machine of its own.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,8 @@ class Reader:
 class Ranks:
     """Both ranks' syncs; `push` has them push at the same time and gives what each returned or raised."""
 
-    def __init__(self, *faults: str):
+    def __init__(self, *faults: str, ranks_per_machine: int = NUM_RANKS):
+        self._ranks_per_machine = ranks_per_machine
         self._barrier = threading.Barrier(NUM_RANKS, timeout=30)
         self._texts = [""] * NUM_RANKS
         self.readers: list[Reader] = []
@@ -89,7 +93,7 @@ class Ranks:
             return key
 
         with asyncio.Runner() as runner:
-            pool = EnginePool(self.readers, PoolSettings())
+            pool = EnginePool(self.readers, PoolSettings(), own=self._urls_of(rank))
             sync = IpcSync(
                 pool,
                 runner.run,
@@ -98,12 +102,19 @@ class Ranks:
                 bucket_bytes=BUCKET_BYTES,
                 all_gather=lambda text: self._all_gather(rank, text),
                 tensor_parallel=1,
+                first_rank=rank // self._ranks_per_machine * self._ranks_per_machine,
                 make_handle=make_handle,
             )
             try:
                 return sync.push(iter(WEIGHTS.items()), version)
             finally:
                 runner.run(pool.close())
+
+    def _urls_of(self, rank: int) -> list[str]:
+        """The servers of a machine are its first rank's."""
+        if rank % self._ranks_per_machine:
+            return []
+        return [reader.url for reader in self.readers[rank : rank + self._ranks_per_machine]]
 
     def _all_gather(self, rank: int, text: str) -> list[str]:
         self._texts[rank] = text
@@ -113,8 +124,9 @@ class Ranks:
         return texts
 
 
-def test_each_server_reads_every_bucket_from_its_own_ranks_memory():
-    ranks = Ranks("", "")
+@pytest.mark.parametrize("ranks_per_machine", [1, 2])
+def test_each_server_reads_every_bucket_from_its_own_ranks_memory(ranks_per_machine: int):
+    ranks = Ranks("", "", ranks_per_machine=ranks_per_machine)
     reports = ranks.push(4)
     assert [report.num_tensors for report in reports] == [len(WEIGHTS)] * 2
     for number, reader in enumerate(ranks.readers):
@@ -123,16 +135,19 @@ def test_each_server_reads_every_bucket_from_its_own_ranks_memory():
         assert all(torch.equal(reader.held[name], tensor) for name, tensor in WEIGHTS.items())
 
 
-def test_a_dead_servers_neighbour_keeps_its_own_gpu():
-    ranks = Ranks("dead", "")
+@pytest.mark.parametrize("ranks_per_machine", [1, 2])
+def test_a_dead_servers_neighbour_keeps_its_own_gpu(ranks_per_machine: int):
+    ranks = Ranks("dead", "", ranks_per_machine=ranks_per_machine)
     assert [report.num_tensors for report in ranks.push(4)] == [len(WEIGHTS)] * 2
     assert {handle.split("/")[0] for handle in ranks.readers[1].handles} == {"1"}
 
 
 @pytest.mark.parametrize("fault", ["begin", "load"])
-def test_a_server_that_fails_stops_the_sender_and_leaves_no_rank_waiting(fault: str):
-    ranks = Ranks("", fault)
-    error, report = ranks.push(4)
-    assert isinstance(error, EngineError) and "incomplete, restart them" in str(error)
-    assert report.num_tensors == len(WEIGHTS)
-    assert ranks.readers[0].version is None
+@pytest.mark.parametrize("ranks_per_machine", [1, 2])
+def test_a_server_that_fails_stops_all_ranks_and_leaves_none_waiting(fault: str, ranks_per_machine: int):
+    ranks = Ranks("", fault, ranks_per_machine=ranks_per_machine)
+    errors = ranks.push(4)
+    sender = 0 if ranks_per_machine == 2 else 1
+    assert all(isinstance(error, EngineError) and "incomplete, restart them" in str(error) for error in errors)
+    assert str(errors[1 - sender]).startswith(f"rank {sender}: ")
+    assert ranks.readers[1].version is None

@@ -90,8 +90,9 @@ def test_a_push_after_a_request_that_timed_out_does_not_wait_forever():
 
 
 class ToServers(ServerSync):
-    def transfer(self, named_tensors, version):
+    def give(self, named_tensors, version):
         exhaust(named_tensors)
+        return ["a", "b"]
 
 
 @pytest.mark.parametrize("dialect, verified", [("vllm", True), ("sglang", False)])
@@ -99,7 +100,11 @@ def test_checksums_that_compare_between_servers_only_verify_nothing_that_was_sen
     async def checksum(sent):
         return "equal everywhere, whatever was sent"
 
-    pool = SimpleNamespace(engines=[SimpleNamespace(dialect=dialect, url=url, checksum=checksum) for url in "ab"])
+    async def admit(urls, version):
+        assert (urls, version) == ({"a", "b"}, 1)
+
+    engines = [SimpleNamespace(dialect=dialect, url=url, checksum=checksum) for url in "ab"]
+    pool = SimpleNamespace(engines=engines, admit=admit)
     sync = ToServers(pool, asyncio.run, verify_every=1, is_sender=True)
     assert sync.push([("weight", torch.zeros(2))], 1).verified == verified
 

@@ -44,7 +44,8 @@ def test_every_seed_has_its_own_directory():
     [
         ("train", ["run.num_processes=16"], "GPUS_PER_NODE=8"),
         ("train", ["actor.tensor_parallel=16"], "cross nodes"),
-        ("disaggregated", ["engine.num_servers=4", "engine.tensor_parallel=4"], "engine node's 8 GPUs"),
+        ("disaggregated", ["engine.num_servers=4", "engine.tensor_parallel=4"], "than the 8 GPUs that a node has"),
+        ("train", ["engine.placement=disaggregated"], "than the 0 GPUs that a node has for engines"),
         ("train", [], None),
         ("disaggregated", ["engine.num_servers=4", "engine.tensor_parallel=2"], None),
     ],

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from megatron_opid.config import load
-from megatron_opid.engines import engine_faults, sync_name
+from megatron_opid.engines import engine_faults
+from megatron_opid.servers import sync_name
 
 SHAPE = {
     "vocab_size": 600,
@@ -91,6 +92,10 @@ def test_the_local_engine_and_the_cpu_servers_need_nothing():
         (
             ["engine.name=vllm", "engine.cpu_servers=true", "engine.sync=ipc", "engine.placement=colocated"],
             ["has engine.sync=disk or nccl"],
+        ),
+        (
+            [*["engine.name=vllm", "engine.sync=ipc", "engine.placement=colocated", "engine.num_servers=4"]],
+            ["those of the machine's 2 ranks", "need 4 GPUs"],
         ),
         (["engine.name=vllm", "engine.urls=[http://h:1]", "engine.sync=ipc"], ["engine.placement=colocated"]),
         (

@@ -1,14 +1,17 @@
-"""Training on a server: the very client, disk sync and launcher of vLLM, against our CPU server.
+"""Training on servers: the very client, disk sync and launcher of vLLM, against our CPU server.
 
 In the one run that the tests share, the server freezes in the first rollout, a rank freezes in the first update, and
-the server is killed in the second rollout. It learns bit for bit what a run on the local engine learns.
+the server is killed in the second rollout. It learns bit for bit what a run on the local engine learns; and so does a
+run on two machines, with servers of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -16,11 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
 from megatron_opid.metrics import read_metrics
 from rollout.engines.commands import ServerSettings
+from rollout.engines.http import API_KEY
 from rollout.engines.launch import Launcher
 from rollout.record import read_trajectories
 from rollout.trajectory import Trajectory
@@ -106,6 +111,11 @@ class TroubledRun:
         return [child for child in children if child.cmdline()[1:3] == ["-m", module]]
 
 
+def url_of(server: psutil.Process) -> str:
+    words = server.cmdline()
+    return f"http://{words[words.index('--host') + 1]}:{words[words.index('--port') + 1]}"
+
+
 @pytest.fixture(scope="module")
 def troubled(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> TroubledRun:
     root = tmp_path_factory.mktemp("served")
@@ -117,8 +127,7 @@ def troubled(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> T
         run = TroubledRun(root / "run", process)
         try:
             run.wait_for(lambda: run.is_in("rollout", 0))
-            port = run.server().cmdline()[run.server().cmdline().index("--port") + 1]
-            run.server_url = f"http://127.0.0.1:{port}"
+            run.server_url = url_of(run.server())
             run.frozen_server = run.report_of(run.server())
             run.wait_for(lambda: run.is_in("update", 0))
             run.frozen_rank = run.report_of(run.rank(1))
@@ -167,6 +176,57 @@ def test_a_run_leaves_no_server_and_one_version_of_the_weights(small_run: SmallR
     ours = [p for p in psutil.process_iter(["cmdline"]) if "rollout.engines.server" in (p.info["cmdline"] or ())]
     assert not [p for p in ours if str(small_run.model) in p.info["cmdline"]]
     assert json.loads((on_server / "watch" / "rank_0.json").read_text())["phase"].startswith("after")
+
+
+def test_two_machines_start_guard_and_mend_their_own_servers(
+    small_run: SmallRun, on_server: Path, tmp_path: Path, monkeypatch
+):
+    """A rank on each, and nothing in common but the address of the first; the second one's server is killed."""
+    monkeypatch.delenv(API_KEY, raising=False)
+    overrides = small_run.overrides(tmp_path / "run", **SERVED, engine__placement="colocated")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        port = str(holder.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    with (tmp_path / "log.txt").open("w") as log:
+        machines = [
+            TroubledRun(
+                tmp_path / "run",
+                subprocess.Popen(
+                    [sys.executable, "-m", "megatron_opid.train", *overrides],
+                    env=os.environ | shared | {"RANK": str(rank)},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                ),
+            )
+            for rank in range(2)
+        ]
+        try:
+            machines[0].wait_for(lambda: machines[0].is_in("rollout", 1))
+            servers = [machine.server() for machine in machines]
+            urls = [url_of(server) for server in servers]
+            key = servers[1].environ()[API_KEY]
+            assert httpx.get(f"{urls[0]}/v1/models").status_code == 401
+            assert all(key not in word for process in servers for word in process.cmdline())
+            servers[0].suspend()  # so that the rollout cannot end without the second one
+            servers[1].kill()
+            back = f"engine {urls[1]} serves again"
+            machines[0].wait_for(lambda: back in (tmp_path / "log.txt").read_text())
+            servers[0].resume()
+            codes = [machine.process.wait(180) for machine in machines]
+        finally:
+            for machine in machines:
+                machine.process.kill()
+                machine.process.wait()
+    assert codes == [0, 0], machines[0].log()
+    assert_equal_runs(on_server, tmp_path / "run")
+    steps = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["step"] >= 0]
+    assert sum(line["rollout/engine/num_faults/dead"] for line in steps) == 1
+    assert sum(line["rollout/engine/num_restarts"] for line in steps) == 1
+    assert sorted(path.name for path in (tmp_path / "run" / "engines").iterdir()) == ["engine_0.log", "engine_1.log"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files and not [path for path in files if key.encode() in path.read_bytes()]
 
 
 @pytest.mark.slow

@@ -24,10 +24,13 @@ KIB = 1024
 class Loop:
     """A pool's own event loop, a sync on it, and its directory."""
 
-    def __init__(self, farm: Farm, dialect: str, directory, *, is_sender: bool = True, bucket_bytes: int = 40 * KIB):
+    def __init__(
+        self, farm: Farm, dialect: str, directory, *, own: tuple[str, ...] | None = None, is_sender=True, others=()
+    ):
+        """`others` are the URLs to which another rank has given weights."""
         self.runner = asyncio.Runner()
         engines = [farm.engine(dialect, index) for index in range(len(farm.urls(dialect)))]
-        self.pool = EnginePool(engines, PoolSettings(recovery_timeout_s=1.0))
+        self.pool = EnginePool(engines, PoolSettings(recovery_timeout_s=1.0), own=own)
         self.sync = DiskSync(
             self.pool,
             self.runner.run,
@@ -35,7 +38,8 @@ class Loop:
             is_sender=is_sender,
             directory=directory,
             source=farm.models[0],
-            bucket_bytes=bucket_bytes,
+            bucket_bytes=40 * KIB,
+            all_gather=lambda text: [text, json.dumps({"urls": others, "failure": ""})],
         )
 
     def __enter__(self):
@@ -92,12 +96,32 @@ def test_runs_that_share_a_directory_for_weights_have_their_own_below_it(tmp_pat
 
 
 def test_the_other_ranks_follow_and_expect_the_version(farm: Farm, tmp_path):
-    with Loop(farm, "vllm", tmp_path, is_sender=False) as loop:
+    first, second = farm.urls("vllm")
+    with Loop(farm, "vllm", tmp_path, own=(), is_sender=False, others=(second,)) as loop:
         stream = weights(1)
         report = loop.sync.push(stream, 9)
         assert next(stream, None) is None and not report.verified
-        assert {engine.expected_version for engine in loop.pool.engines} == {9}
+        assert [(engine.url, engine.expected_version) for engine in loop.pool.engines] == [(second, 9)]
         assert not list(tmp_path.iterdir())
+        assert any(f"{first} is out: {first} did not take version 9" in line for line in loop.pool.waiting())
+
+
+def test_each_rank_loads_its_own_servers_and_asks_those_of_the_others(farm: Farm, tmp_path, monkeypatch):
+    first, second = farm.urls("vllm")
+    with Loop(farm, "vllm", tmp_path, own=(first,), others=(second,)) as loop:
+        monkeypatch.setattr(loop.sync, "verify", lambda sent: False)  # nobody has given the second one weights
+        loop.sync.push(weights(1), 7)
+        assert {engine.url for engine in loop.pool.engines} == {first, second}
+        assert loop.held()[0] == 7 != loop.held()[1]
+
+
+def test_a_directory_that_another_machine_does_not_see_is_named(farm: Farm, tmp_path, monkeypatch):
+    monkeypatch.setattr("rollout.weight_sync.disk.VISIBLE_WITHIN_S", 0.0)
+    with (
+        Loop(farm, "vllm", tmp_path, is_sender=False) as loop,
+        pytest.raises(EngineError, match=r"version_9, written by rank 0, is not there .*set engine\.sync_dir"),
+    ):
+        loop.sync.push(weights(1), 9)
 
 
 def test_a_sender_that_fails_leaves_nobody_waiting_and_no_half_version(farm: Farm, tmp_path):
