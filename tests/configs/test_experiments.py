@@ -121,13 +121,16 @@ def test_updates_hold_about_a_published_mini_batch(name):
 def test_multi_node_layouts_fit_the_nodes_named(name, gpu_name, capsys):
     """The commands in the file's head: the plan's exits 0 when it fits, and the nodes add up to the name's."""
     text = (CONFIG_DIR / "experiment" / f"{name}.yaml").read_text()
-    trainer_nodes, engine_nodes = map(
-        int, re.search(r"job=disaggregated nodes=(\d+) engine_nodes=(\d+)", text).groups()
+    command = re.search(
+        rf"slurm.launch experiment={name} (job=disaggregated )?nodes=(\d+)( engine_nodes=(\d+))?\n", text
     )
+    trainer_nodes, engine_nodes = int(command[2]), int(command[4] or 0)
     config = load(name)
+    assert bool(command[1]) == bool(engine_nodes) == (config.engine.placement == "disaggregated")
     assert trainer_nodes + engine_nodes == int(re.search(r"_(\d+)nodes$", name).group(1))
     assert config.engine.num_servers * config.engine.tensor_parallel == GPUS_PER_NODE
-    gpus = [f"gpus={trainer_nodes * GPUS_PER_NODE}", f"engine_gpus={engine_nodes * GPUS_PER_NODE}"]
+    gpus = [f"gpus={trainer_nodes * GPUS_PER_NODE}"]
+    gpus += [f"engine_gpus={engine_nodes * GPUS_PER_NODE}"] if engine_nodes else []
     assert f"tools.plan experiment={name} {' '.join(gpus)}\n" in text
     assert plan([f"experiment={name}", *gpus, f"gpu={gpu_name}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["warnings"] == []
