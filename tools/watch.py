@@ -1,6 +1,6 @@
 """A person, chance or an expert plays an environment on the terminal.
 
-    python -m tools.watch alfworld --options '{"data": "GAMES_DIR"}' [--split valid_seen] [--task 0] [--human]
+    python -m tools.watch alfworld --data GAMES_DIR [--split valid_seen] [--task 0] [--human]
     python -m tools.watch sciworld --split test --expert
 
 `--human` (the default) reads an action a line from standard input, so it works over a pipe as well; an empty line shows
@@ -24,6 +24,7 @@ Player = Callable[[PromptView], str | None]
 
 _FREE_TEXT = re.compile(r"<[^<>]+>")
 QUIT = "quit"
+NOTHING = "(the environment says nothing)"  # as the search does to what is neither a search nor an answer
 
 
 def watch(env: str, options: Mapping[str, Any], task: Task, player: Player, max_steps: int) -> bool:
@@ -38,7 +39,7 @@ def watch(env: str, options: Mapping[str, Any], task: Task, player: Player, max_
         print(f"task: {start.goal}\nkind: {start.category}")
         observation, won, num_steps, score = start.observation, False, 0, 0.0
         while num_steps < max_steps:
-            print(f"\n--- {num_steps}\n{observation.text.strip()}", flush=True)
+            print(f"\n--- {num_steps}\n{observation.text.strip() or NOTHING}", flush=True)
             offered, affordances = observation.admissible, observation.affordances
             action = player(PromptView(start.goal, (), num_steps, observation.text, offered, affordances))
             if action is None:
@@ -51,7 +52,7 @@ def watch(env: str, options: Mapping[str, Any], task: Task, player: Player, max_
                 print(f"[reward {outcome.reward:+g}]")
             observation, won = outcome.observation, outcome.done and outcome.won
             if outcome.done:
-                print(f"\n{observation.text.strip()}")
+                print(f"\n{observation.text.strip() or NOTHING}")
                 break
     finally:
         environment.close()
@@ -137,7 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 whether the game was won or not, 2 if it cannot be played."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("env", help="a package under envs/")
-    parser.add_argument("--options", type=json.loads, default={}, help="the environment's, JSON; its files: data")
+    parser.add_argument("--data", default="", help="env.data of a run: the folder of the environment's files")
+    parser.add_argument("--options", type=json.loads, default={}, help="env.options of a run, as JSON")
     parser.add_argument("--split", default="train")
     parser.add_argument("--task", type=int, default=0, help="the game's number in its split")
     parser.add_argument("--seed", type=int, default=0)
@@ -148,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     players.add_argument("--expert", action="store_true", help=f"for {', '.join(EXPERTS)}")
     options = parser.parse_args(arguments)
     task = Task(options.env, options.task, options.seed, options.split)
-    settings = {"data": "", **options.options}
+    settings = {"data": options.data, **options.options}
     try:
         package = load(options.env)
         if faults := package.option_faults(settings):
@@ -164,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
             player = chance(options.seed) if options.random else human
         watch(options.env, settings, task, player, options.max_steps)
     except ValueError as error:
-        print(f"tools.watch: {error}", file=sys.stderr)
+        print(f"tools.watch: {error} (env.data is --data here, env.options are --options)", file=sys.stderr)
         return 2
     return 0
 

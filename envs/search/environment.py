@@ -86,6 +86,8 @@ def option_faults(options: Mapping[str, Any]) -> list[str]:
             faults.append(f"env.options.{name}={values[name]!r} must be a number of seconds above 0")
     if values["retriever"] != EMBEDDED:
         return faults + _url_faults(values["retriever"])
+    if not values["index"] and not values.get("data"):
+        return [*faults, "env.data='' must be a folder with questions and their index: see tools.prepare_search_qa"]
     try:
         EmbeddedRetriever(_index_directory(values)).close()
     except ValueError as error:

@@ -68,11 +68,12 @@ def test_experts_win_and_chance_plays_where_nothing_heavy_is_needed(env, tmp_pat
 
 def test_a_person_asks_a_search_engine(tmp_path):
     write_generated(tmp_path, seed=0, validation_share=0.2)
-    command = [sys.executable, "-m", "tools.watch", "search", "--options", json.dumps({"data": str(tmp_path)})]
-    typed = "\n<search>Ostrel</search>\n<answer>nobody</answer>\n"
+    command = [sys.executable, "-m", "tools.watch", "search", "--data", str(tmp_path)]
+    typed = "\n<search>Ostrel</search>\nOstrel\n<answer>nobody</answer>\n"
     played = subprocess.run(command, input=typed, capture_output=True, text=True, check=False, timeout=120)
     assert "templates: <search>TEXT</search>, <answer>TEXT</answer>" in played.stdout
-    assert "\n--- 1\n<information>" in played.stdout and "=== not won after 2 steps" in played.stdout
+    assert "\n--- 1\n<information>" in played.stdout and "=== not won after 3 steps" in played.stdout
+    assert f"> Ostrel\n\n--- 2\n{watch.NOTHING}" in played.stdout
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,7 @@ def test_a_person_asks_a_search_engine(tmp_path):
     [
         (["golf"], "env.name='golf' is not an environment"),
         (["alfworld", "--options", '{"data": "/nowhere"}'], "there is no folder /nowhere"),
+        (["search"], "env.data='' must be a folder with questions and their index"),
         (["search", "--expert", "--options", '{"data": "/nowhere"}'], "/nowhere"),
     ],
 )
