@@ -56,6 +56,8 @@ def _memory_warnings(plan: Plan) -> Iterator[str]:
 
 def _trainer_warnings(plan: Plan) -> Iterator[str]:
     actor, update = plan.config.actor, plan.update
+    if actor.device == "cpu":
+        yield "actor.device=cpu: this is the plan of the same run on GPUs; nothing here predicts a CPU"
     if actor.recompute == "selective":
         yield (
             "actor.recompute=selective makes attention again, whose scores flash attention never stored: no memory is "

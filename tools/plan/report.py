@@ -73,7 +73,7 @@ def _heading(plan: Plan) -> str:
     sizes = " ".join(f"{name} {size}" for name, size in names.items() if size > 1 or name in ("TP", "PP", "DP"))
     sequence = ", sequence parallel" if layout.sequence_parallel else ""
     return (
-        f"{actor.model}: {plan.sizes.parameters / 1e9:.2f} B parameters on {layout.num_gpus} {plan.gpu.name.upper()} "
+        f"{actor.model}: {_count(plan.sizes.parameters)} parameters on {layout.num_gpus} {plan.gpu.name.upper()} "
         f"({layout.num_nodes} nodes)\n"
         f"  layout     {sizes}{sequence}; micro-batches of {actor.tokens_per_micro_batch:,} tokens, recompute "
         f"{actor.recompute}\n"
@@ -81,6 +81,10 @@ def _heading(plan: Plan) -> str:
         f"{workload.prompt_tokens:,.0f} + {workload.response_tokens:,.0f} tokens, {workload.num_updates} updates; "
         f"scored {workload.policy_contexts:g} times by the policy, {workload.reference_contexts:g} by the reference"
     )
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e8 else f"{number / 1e6:.2f} M"
 
 
 def _memory(plan: Plan) -> str:

@@ -105,6 +105,13 @@ def find_hf_config(model: str) -> dict[str, Any]:
     if name in PUBLISHED_MODELS:
         return PUBLISHED_MODELS[name]
     known = ", ".join(PUBLISHED_MODELS)
+    if not model:
+        raise ConfigError(
+            [
+                "this experiment names no model (a demo makes its own, where it runs); set actor.model to "
+                f"one of {known}, or to a model's directory: what `make demo` has left is in runs/EXPERIMENT/init_0"
+            ]
+        )
     raise ConfigError([f"actor.model={model!r} has no config.json here and is none of {known}; set actor.model"])
 
 

@@ -165,6 +165,10 @@ def test_all_faults_of_a_call_come_by_name(capsys):
     assert "gpu='a100'" in text
     assert main([*RUN, "actor.model=nobody/knows"]) == 2
     assert "actor.model='nobody/knows'" in capsys.readouterr().err
+    assert main(["experiment=demo", "gpus=1"]) == 2
+    assert "a demo makes its own" in capsys.readouterr().err
+    assert main(["experiment=demo", "gpus=1", "actor.model=Qwen3-0.6B"]) == 0
+    assert "actor.device=cpu: this is the plan of the same run on GPUs" in capsys.readouterr().out
     assert main([*RUN, "actor.tensor_parallel=3"]) == 2
     assert "actor.tensor_parallel=3" in capsys.readouterr().err
 
