@@ -15,7 +15,7 @@ ATTEMPT_LOGS=$LOGS/$SLURM_JOB_NAME-$SLURM_JOB_ID/attempt_${SLURM_RESTART_COUNT:-
 CACHES=$LOCAL_SCRATCH/megatron_opid_$(id -u) # on the node's own disk: thousands of small files, locks
 export MASTER_ADDR MASTER_PORT ENGINE_HOSTS ENGINE_PORT ATTEMPT_LOGS LOCAL_SCRATCH STAGE_MODELS GPUS_PER_NODE
 export TRITON_CACHE_DIR=$CACHES/triton TORCHINDUCTOR_CACHE_DIR=$CACHES/inductor
-export TORCH_EXTENSIONS_DIR=$CACHES/torch_extensions CUDA_CACHE_PATH=$CACHES/cuda
+export TORCH_EXTENSIONS_DIR=$CACHES/torch_extensions CUDA_CACHE_PATH=$CACHES/cuda VLLM_CACHE_ROOT=$CACHES/vllm
 if [ -n "${NCCL_SOCKET_IFNAME:-}" ]; then
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$NCCL_SOCKET_IFNAME}
 fi
@@ -80,7 +80,8 @@ requeue() {
 finish() {
     local code=$1 verdict
     [ "$code" != 0 ] || exit 0
-    timeout 60 "${SRUN[@]}" --overlap --nodes=1 --ntasks=1 "--nodelist=$SLURMD_NODENAME" \
+    # Every srun unpacks the image anew: some ten gigabytes.
+    timeout 300 "${SRUN[@]}" --overlap --nodes=1 --ntasks=1 "--nodelist=$SLURMD_NODENAME" \
         python -m slurm.errors "$ATTEMPT_LOGS" >&2
     verdict=$?
     [ "$asked" != TERM ] || exit "$code"
