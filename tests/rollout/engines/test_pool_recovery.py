@@ -140,3 +140,24 @@ async def test_a_restart_that_the_system_refuses_is_tried_again():
     await until_serving(pool, 2)
     assert bad.held == 1 and not owner.restart_errors
     await pool.close()
+
+
+async def test_another_ranks_engine_is_asked_until_it_is_back_and_left_alone():
+    mine, other = Server("http://mine"), Server("http://other")
+    owner = Owner(mine)
+    pool = EnginePool([mine, other], PoolSettings(), owner, own=[mine.url])
+    pool.give_weights = lambda engine: engine.load(1)
+    assert await pool.update(pool.give_weights, 1) == (mine.url,)
+    other.held = 1  # by its own rank
+    await pool.admit({mine.url, other.url}, 1)
+    pool._take_out(pool._members[1], EngineFault("dead", "it died"))
+    await pool.sleep()
+    assert mine.is_asleep and not other.is_asleep and not owner.stopped
+    other.held = None
+    await pool.update(pool.give_weights, 1)
+    await pool.admit({mine.url}, 1)
+    await asyncio.sleep(0.1)
+    assert [engine.url for engine in pool.engines] == [mine.url] and "load" not in other.calls
+    other.held = 1
+    await until_serving(pool, 2)
+    await pool.close()
