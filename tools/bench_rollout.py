@@ -193,6 +193,7 @@ def run(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, float]
 
     async def everything() -> dict[str, dict[str, float]]:
         await bench.load()
+        await bench.play(worker, "warm up", None)  # servers compile kernels at their first requests
         figures = {"free": await bench.play(worker, "free", None)}
         figures["lock_step"] = await bench.play(locked_worker, "lock step", leave)
         async with slow_analyzer(options.analyzer_s) as analyzer:

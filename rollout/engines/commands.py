@@ -91,6 +91,7 @@ def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> S
         *("--max-num-seqs", str(settings.max_batch_sequences)),
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
         *("--worker-extension-cls", EXTENSION),
+        "--disable-uvicorn-access-log",  # a line per response
     ]
     if settings.max_model_tokens is not None:
         arguments += ["--max-model-len", str(settings.max_model_tokens)]

@@ -22,6 +22,9 @@ from tests.actor.tiny_models import make_sequences, transformers_logprobs
 pytestmark = pytest.mark.timeout(600)
 LOGPROB_ERROR = {"fp32": 1e-4, "bf16": 0.15}
 RELATIVE_ERROR = {"fp32": 1e-5, "bf16": 2e-2}
+# The old log-probs are the update's own bits under Transformer Engine; torch's layers, which fp32 takes, were seen to
+# differ by 1e-6 between a pass with gradients and one without.
+RATIO_ERROR = {"fp32": 1e-5, "bf16": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def test_logprobs_equal_transformers(precision: str, model: str, one_gpu: dict[s
         expected = transformers_logprobs(reference, sequence, TEMPERATURE).detach()
         np.testing.assert_allclose(scores, expected, rtol=0, atol=LOGPROB_ERROR[precision])
     assert result["export_is_bitwise"] and result["reference_is_bitwise"]
-    assert result["updates"][0]["max_ratio_deviation"] == 0.0
+    assert result["updates"][0]["max_ratio_deviation"] <= RATIO_ERROR[precision]
 
 
 @pytest.mark.gpu
@@ -62,11 +65,19 @@ def test_the_same_bits_again(models: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["fused_off", "recompute_mlp", "recompute_block", "offload", "half_offload"])
-def test_options_do_not_change_the_update(name: str, one_gpu: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", ["recompute_mlp", "recompute_block", "offload", "half_offload"])
+def test_options_do_not_change_the_updates(name: str, one_gpu: dict[str, Any]) -> None:
     for update, expected in zip(one_gpu[name]["updates"], one_gpu["plain"]["updates"], strict=True):
         for field in ("loss", "grad_norm", "entropy"):
             assert update[field] == pytest.approx(expected[field], rel=2e-2), field
+
+
+@pytest.mark.gpu
+def test_fused_kernels_round_otherwise_only(one_gpu: dict[str, Any]) -> None:
+    """The first update; later ones are of weights that Adam's first steps, signs in essence, have moved apart."""
+    update, expected = one_gpu["fused_off"]["updates"][0], one_gpu["plain"]["updates"][0]
+    for field in ("loss", "grad_norm", "entropy"):
+        assert update[field] == pytest.approx(expected[field], rel=2e-2), field
 
 
 @pytest.mark.gpu
@@ -92,6 +103,6 @@ def test_two_gpus_equal_one(
 ) -> None:
     update = two_gpus[f"{precision}/{name}/{model}"]["updates"][0]
     expected = one_gpu[f"{precision}/one/{model}"]["updates"][0]
-    assert update["max_ratio_deviation"] == 0.0
+    assert update["max_ratio_deviation"] <= RATIO_ERROR[precision]
     for field in ("loss", "grad_norm", "entropy"):
         assert update[field] == pytest.approx(expected[field], rel=RELATIVE_ERROR[precision], abs=1e-4), field
