@@ -16,6 +16,7 @@ import json
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -127,14 +128,18 @@ def _measure_actor(config: Config, options: argparse.Namespace, sequences, weigh
     requests = [ScoreRequest(sequence) for sequence in sequences]
     compared = actor.score(requests[:NUM_COMPARED])
     result: dict[str, Any] = {
-        "score_s": _times(lambda: actor.score(requests), options.repeats, device),
-        "update_s": _times(lambda: actor.update(samples, LossCoefficients()), options.repeats, device),
+        "score_s": _times("actor, score", lambda: actor.score(requests), options.repeats, device),
+        "update_s": _times("actor, update", lambda: actor.update(samples, LossCoefficients()), options.repeats, device),
     }
     if options.reference:
         swapped = [ScoreRequest(sequence, "reference") for sequence in sequences]
-        result["reference_score_s"] = _times(lambda: actor.score(swapped), options.repeats, device)
+        result["reference_score_s"] = _times(
+            "actor, score by the reference", lambda: actor.score(swapped), options.repeats, device
+        )
     with actor.timed_parts() as timers:
-        total = _times(lambda: actor.update(samples, LossCoefficients()), 1, device, warm_up=0)[0]
+        total = _times(
+            "actor, update in parts", lambda: actor.update(samples, LossCoefficients()), 1, device, warm_up=0
+        )[0]
     parts = timers.parts_s()
     result["parts_s"] = {**parts, "rest": total - sum(parts.values()), "total": total}
     result["peak_gib"] = _peak_gib(device)
@@ -168,8 +173,8 @@ def _time_peer(
     loss = _loss(sequences, device)
     return {
         "max_logprob_difference": difference,
-        "score_s": _times(lambda: peer.score(sequences), options.repeats, device),
-        "update_s": _times(lambda: peer.update(sequences, loss), options.repeats, device),
+        "score_s": _times(f"{name} peer, score", lambda: peer.score(sequences), options.repeats, device),
+        "update_s": _times(f"{name} peer, update", lambda: peer.update(sequences, loss), options.repeats, device),
         "peak_gib": _peak_gib(device),
         "held_before_gib": held_before,
     }
@@ -191,8 +196,8 @@ def _advantages(sequences) -> list[np.ndarray]:
     return [generator.normal(size=len(sequence.response_ids)).astype(np.float32) for sequence in sequences]
 
 
-def _times(work: Callable[[], object], repeats: int, device: torch.device, warm_up: int = 1) -> list[float]:
-    """Wall-clock seconds of each repeat."""
+def _times(name: str, work: Callable[[], object], repeats: int, device: torch.device, warm_up: int = 1) -> list[float]:
+    """Wall-clock seconds of each repeat, told on the terminal as they come."""
     seconds = []
     for _ in range(warm_up + repeats):
         _synchronize(device)
@@ -200,7 +205,13 @@ def _times(work: Callable[[], object], repeats: int, device: torch.device, warm_
         work()
         _synchronize(device)
         seconds.append(time.perf_counter() - started)
+        _tell(f"{name}: {seconds[-1]:.3f} s{' (warm-up)' if len(seconds) <= warm_up else ''}")
     return seconds[warm_up:]
+
+
+def _tell(line: str) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(line, file=sys.stderr, flush=True)
 
 
 def _rates(way: dict[str, Any], num_tokens: int, flops: float, device: torch.device) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from rollout.engines.base import EngineError
 from rollout.engines.http import HttpEngine
 from rollout.engines.pool import EnginePool
-from rollout.weight_sync.bucket import Bucket, buckets
+from rollout.weight_sync.bucket import Bucket, buckets, new_memory
 from rollout.weight_sync.servers import AllGather, Run, ServerSync
 
 NUM_BUFFERS = 2
@@ -27,10 +27,11 @@ class IpcSync(ServerSync):
 
     The rank that looks after servers sends them the handles of their GPUs, which are of its machine.
 
-    A bucket is packed while the servers load the one before: two buffers of `bucket_bytes` per GPU, which a larger
-    tensor may not exceed. A machine's server i has the GPUs of its ranks i·TP … i·TP + TP − 1. Handles are pickles, as
-    both servers want them; they go to this machine's only, and nothing here unpickles one. Both servers answer only
-    when they have read a bucket (vLLM synchronizes its device; SGLang's last reference to the buffer does).
+    A bucket is packed while the servers load the one before: two buffers of `bucket_bytes` per GPU, or of a tensor
+    that is larger (the vocabulary of an 8B takes 1.2 GB). A machine's server i has the GPUs of its ranks i·TP … i·TP +
+    TP − 1. Handles are pickles, as both servers want them; they go to this machine's only, and nothing here unpickles
+    one. Both servers answer only when they have read a bucket (vLLM synchronizes its device; SGLang's last reference to
+    the buffer does).
 
     A rank that fails to send goes on packing, since every bucket is a meeting of all ranks, and raises at the end.
 
@@ -106,13 +107,14 @@ class IpcSync(ServerSync):
         number = 0
 
         def take_buffer(num_bytes: int, device: torch.device) -> Tensor:
-            if num_bytes > self._bucket_bytes:
-                raise ValueError(f"a tensor of {num_bytes} bytes does not fit engine.bucket_mib; set that higher")
             wait(number - NUM_BUFFERS)  # the servers have read what is in this buffer
             self._all_gather("")
-            if len(buffers) < NUM_BUFFERS:
-                buffers.append(torch.empty(self._bucket_bytes, dtype=torch.uint8, device=device))
-            return buffers[number % NUM_BUFFERS]
+            place = number % NUM_BUFFERS
+            if len(buffers) <= place:
+                buffers.append(new_memory(num_bytes, device))
+            elif len(buffers[place]) < num_bytes:
+                buffers[place] = new_memory(num_bytes, device)
+            return buffers[place][:num_bytes]
 
         for bucket in buckets(named_tensors, self._bucket_bytes, take_buffer):
             if bucket.buffer.is_cuda:

@@ -71,8 +71,9 @@ class Reader:
 class Ranks:
     """Both ranks' syncs; `push` has them push at the same time and gives what each returned or raised."""
 
-    def __init__(self, *faults: str, ranks_per_machine: int = NUM_RANKS):
+    def __init__(self, *faults: str, ranks_per_machine: int = NUM_RANKS, bucket_bytes: int = BUCKET_BYTES):
         self._ranks_per_machine = ranks_per_machine
+        self._bucket_bytes = bucket_bytes
         self._barrier = threading.Barrier(NUM_RANKS, timeout=30)
         self._texts = [""] * NUM_RANKS
         self.readers: list[Reader] = []
@@ -99,7 +100,7 @@ class Ranks:
                 runner.run,
                 verify_every=1,
                 is_sender=rank == 0,
-                bucket_bytes=BUCKET_BYTES,
+                bucket_bytes=self._bucket_bytes,
                 all_gather=lambda text: self._all_gather(rank, text),
                 tensor_parallel=1,
                 first_rank=rank // self._ranks_per_machine * self._ranks_per_machine,
@@ -132,6 +133,14 @@ def test_each_server_reads_every_bucket_from_its_own_ranks_memory(ranks_per_mach
     for number, reader in enumerate(ranks.readers):
         assert reader.version == 4 and len(reader.handles) > 2
         assert {handle.split("/")[0] for handle in reader.handles} == {str(number)}
+        assert all(torch.equal(reader.held[name], tensor) for name, tensor in WEIGHTS.items())
+
+
+def test_a_tensor_above_the_bucket_gets_a_larger_buffer():
+    sizes = [tensor.nbytes for tensor in WEIGHTS.values()]
+    ranks = Ranks("", "", bucket_bytes=max(sizes) // 2)
+    ranks.push(4)
+    for reader in ranks.readers:
         assert all(torch.equal(reader.held[name], tensor) for name, tensor in WEIGHTS.items())
 
 
