@@ -40,7 +40,7 @@ test: .venv/.test
 	$(BIN)/python -m pytest -q
 
 test-slurm: .venv/.test
-	$(BIN)/python -m pytest -q -m slurm tests/slurm
+	$(BIN)/python -m pytest -q -m slurm -n 2 --dist loadfile tests/slurm
 
 lint: .venv/.test
 	$(BIN)/ruff check .

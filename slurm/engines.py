@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
 
 from megatron_opid.config import Config, ConfigError, load
 from megatron_opid.launch import EXIT_BAD_INPUT, request_flag
+
+if TYPE_CHECKING:
+    from rollout.engines.launch import Launcher
 
 POLL_S = 0.5
 PROGRESS_EVERY_S = 30.0
@@ -55,47 +60,34 @@ def wait_until_healthy(urls: Sequence[str], timeout_s: float) -> None:
         time.sleep(POLL_S)
 
 
-def serve(commands: Sequence[tuple[Sequence[str], Mapping[str, str]]], logs: Path) -> None:
-    """Keep a server running for each (arguments, environment), until END.
+def serve(launcher: Launcher) -> None:
+    """Keep a node's servers running, until END.
 
     Raises:
         EnginesError: one ended more than MAX_RESTARTS times; the message has its log.
     """
-    logs.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     stop = request_flag([END])
-    node = os.environ["SLURM_NODEID"]
-    files = [logs / f"node_{node}_server_{index}.log" for index in range(len(commands))]
-    servers = [_start(*command, log) for command, log in zip(commands, files, strict=True)]
-    restarts = [0] * len(commands)
-    try:
+    num_deaths = Counter()
+    with launcher:
+        for url in launcher.urls:
+            launcher.spawn(url)
         while not stop():
             time.sleep(POLL_S)
-            for index, server in enumerate(servers):
-                if server.poll() is None or stop():
+            for url in launcher.urls:
+                if (death := launcher.death(url)) is None or stop():
                     continue
-                restarts[index] += 1
-                if restarts[index] > MAX_RESTARTS:
-                    raise EnginesError(
-                        f"a server ended {restarts[index]} times, the last with code {server.poll()}; "
-                        f"its log: {files[index]}"
-                    )
-                print(
-                    f"a server ended with code {server.poll()}, it is started again; its log: {files[index]}",
-                    file=sys.stderr,
-                )
-                servers[index] = _start(*commands[index], files[index])
-    finally:
-        for server in servers:
-            server.terminate()
-        for server in servers:
-            server.wait()
+                num_deaths[url] += 1
+                if num_deaths[url] > MAX_RESTARTS:
+                    raise EnginesError(f"after {MAX_RESTARTS} restarts {death}")
+                print(f"{death}; it is started again", file=sys.stderr)
+                launcher.spawn(url)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    from megatron_opid.engines import server_settings
-    from rollout.engines.commands import server_command
+    from megatron_opid.servers import server_settings
+    from rollout.engines.launch import EVERYWHERE, Launcher
 
     try:
         config = load(sys.argv[1:] if arguments is None else arguments)
@@ -104,43 +96,28 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"slurm.engines: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    engine, logs = config.engine, Path(os.environ["ATTEMPT_LOGS"]) / "engines"
-    logs.mkdir(parents=True, exist_ok=True)
-    commands = []
-    for index in range(engine.num_servers):
-        gpus = [str(gpu) for gpu in range(index * engine.tensor_parallel, (index + 1) * engine.tensor_parallel)]
-        keys = logs / f"node_{os.environ['SLURM_NODEID']}_server_{index}.keys.yaml"
-        command = server_command(server_settings(config), int(os.environ["ENGINE_PORT"]) + index, gpus, keys)
-        # Other nodes must reach it. The last of two --host counts, in all three servers.
-        commands.append(((*command.arguments, "--host", "0.0.0.0"), command.environment))
+    engine, port = config.engine, int(os.environ["ENGINE_PORT"])
+    launcher = Launcher(
+        replace(server_settings(config), host=EVERYWHERE),  # other nodes must reach it
+        num_servers=engine.num_servers,
+        gpus=[str(gpu) for gpu in range(engine.num_servers * engine.tensor_parallel)],
+        directory=Path(os.environ["ATTEMPT_LOGS"]) / "engines",
+        startup_timeout_s=engine.startup_timeout_s,
+        ports=range(port, port + engine.num_servers),
+        first_number=int(os.environ["SLURM_NODEID"]) * engine.num_servers,
+    )
     try:
-        serve(commands, logs)
+        serve(launcher)
     except EnginesError as error:
         print(f"slurm.engines: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _start(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen:
-    guard = [sys.executable, "-m", "rollout.engines.guard", str(os.getpid())]  # nothing of a server outlives the step
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            [*guard, *arguments],
-            env=os.environ | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
 def _answers(url: str) -> bool:
-    key = os.environ.get("ROLLOUT_ENGINE_API_KEY", "")
-    request = urllib.request.Request(f"{url}/health", headers={"Authorization": f"Bearer {key}"} if key else {})
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as response:
-            return response.status == 200
-    except (urllib.error.URLError, OSError):
+        return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200
+    except httpx.HTTPError:
         return False
 
 

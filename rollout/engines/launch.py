@@ -154,7 +154,7 @@ class Launcher:
     async def _wait_until_healthy(self, server: _Server) -> None:
         started_s = said_s = time.monotonic()
         async with httpx.AsyncClient(base_url=server.url, timeout=5.0, trust_env=False) as client:
-            while not await answers(client):
+            while not await _answers(client):
                 now_s = time.monotonic()
                 if (code := server.process.poll()) is not None:
                     raise ServerStartError(f"a server ended with code {code} at its start\n{_tail(server.log)}")
@@ -169,8 +169,7 @@ class Launcher:
                 await asyncio.sleep(POLL_S)
 
 
-async def answers(client: httpx.AsyncClient) -> bool:
-    """Whether the client's server is up."""
+async def _answers(client: httpx.AsyncClient) -> bool:
     try:
         return (await client.get("/health")).status_code == 200
     except httpx.HTTPError:

@@ -19,7 +19,7 @@ import psutil
 
 TOOLS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "unshare")
 NAMESPACES = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
-PORTS_PER_CLUSTER = 200
+PORTS_PER_CLUSTER, CLAIMED = 200, 99  # one port of each range is held as long as the cluster lives
 QUESTIONS = ("scontrol", "sinfo", "squeue")  # may be asked again
 MARK = "MEGATRON_OPID_TEST_CLUSTER"  # in the environment of everything the cluster starts: how stragglers are found
 NODE_MAIN = """
@@ -47,20 +47,24 @@ def obstacles() -> list[str]:
     return []
 
 
-def free_ports() -> int:
-    """The first of PORTS_PER_CLUSTER ports of which none is in use, below those that the kernel gives out.
+def claim_ports() -> tuple[int, socket.socket]:
+    """The first of PORTS_PER_CLUSTER ports of which none is in use, below those that the kernel gives out, and what
+    keeps another cluster from them.
 
     Raises:
         OSError: there is no such range.
     """
     for first in range(16000, 20000, PORTS_PER_CLUSTER):
+        claim = socket.socket()
         try:
-            for port in range(first, first + PORTS_PER_CLUSTER):
+            claim.bind(("0.0.0.0", first + CLAIMED))
+            for port in set(range(first, first + PORTS_PER_CLUSTER)) - {first + CLAIMED}:
                 with socket.socket() as probe:
                     probe.bind(("0.0.0.0", port))
         except OSError:
+            claim.close()
             continue
-        return first
+        return first, claim
     raise OSError(f"no {PORTS_PER_CLUSTER} free ports in a row between 16000 and 20000")
 
 
@@ -75,7 +79,8 @@ class Cluster:
     def __init__(self, directory: Path, *, num_nodes: int, num_aside: int) -> None:
         names = [f"n{index}" for index in range(1, num_nodes + num_aside + 1)]
         self.nodes, self._aside = names[:num_nodes], names[num_nodes:]
-        self.directory, self._port = directory, free_ports()
+        self.directory = directory
+        self._port, self._claim = claim_ports()
         self._processes: dict[str, subprocess.Popen] = {}
         self.environment = os.environ | {
             "PATH": _PATH,
@@ -185,7 +190,7 @@ class Cluster:
         return len(self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N", check=False).split())
 
     def _stop(self) -> None:
-        """End jobs, daemons, and whatever still carries the cluster's mark; remove the directory."""
+        """End jobs, daemons, and whatever still carries the cluster's mark; remove the directory, free the ports."""
         for process in reversed(self._processes.values()):
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
@@ -194,6 +199,7 @@ class Cluster:
             if self._is_ours(process):
                 process.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
+        self._claim.close()
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:

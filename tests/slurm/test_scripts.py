@@ -105,22 +105,32 @@ def test_a_run_that_is_preempted_and_loses_a_node_equals_the_uninterrupted_one(
     assert list((tmp_path / "scratch").glob("megatron_opid_*/models/hf-*/model.safetensors"))
 
 
-def test_trainer_and_engine_nodes_train(finished_chain: tuple[Path, Jobs], small_run: SmallRun, tmp_path: Path):  # noqa: F811
+def test_engines_on_nodes_of_their_own_and_on_the_trainers_nodes_train_the_same(
+    finished_chain: tuple[Path, Jobs],
+    small_run: SmallRun,  # noqa: F811
+    tmp_path: Path,
+):
     reference, jobs = finished_chain
-    words = training(
-        small_run,
-        tmp_path / "run",
-        actor__model=reference / "sft" / "hf",
-        run__num_steps=2,
-        engine__name="sglang",
-        engine__cpu_servers="true",
-    )
+    served = {
+        "actor__model": reference / "sft" / "hf",
+        "run__num_steps": 2,
+        "engine__name": "sglang",
+        "engine__cpu_servers": "true",
+    }
+    apart, beside = tmp_path / "apart", tmp_path / "beside"
     engine_nodes = ["--nodes=1", "--ntasks-per-node=1", "--exclusive"]
-    job_id = jobs.submit("--nodes=1", ":", *engine_nodes, "slurm/disaggregated.sbatch", *words)
-    job = jobs.cluster.wait_for_state(job_id, "COMPLETED", "FAILED", timeout_s=SOON_S)
-    assert job["JobState"] == "COMPLETED", jobs.output("disaggregated", job_id)
-    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [-1, 0, 1]
-    assert list((jobs.directory / "logs").glob(f"disaggregated-{job_id}/attempt_0/engines/node_0_server_0.log"))
+    words = training(small_run, apart, **served)
+    ids = {"disaggregated": jobs.submit("--nodes=2", ":", *engine_nodes, "slurm/disaggregated.sbatch", *words)}
+    words = training(small_run, beside, **served, engine__placement="colocated")
+    ids["train"] = jobs.submit("--nodes=2", "--partition=aside", "slurm/train.sbatch", *words)
+    for name, job_id in ids.items():
+        job = jobs.cluster.wait_for_state(job_id, "COMPLETED", "FAILED", timeout_s=SOON_S)
+        assert job["JobState"] == "COMPLETED", jobs.output(name, job_id)
+    assert list((jobs.directory / "logs").glob(f"disaggregated-{ids['disaggregated']}/attempt_0/engines/engine_0.log"))
+    assert sorted(path.name for path in (beside / "engines").glob("*.log")) == ["engine_0.log", "engine_1.log"]
+    assert [line["step"] for line in read_metrics(beside / "metrics.jsonl")] == [-1, 0, 1]
+    weights = [(run / "hf" / "model.safetensors").read_bytes() for run in (apart, beside)]
+    assert weights[0] == weights[1]
 
 
 def test_the_retrieval_server_serves_until_it_is_cancelled(cluster: Cluster, tmp_path: Path):
