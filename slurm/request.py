@@ -89,6 +89,11 @@ def size_faults(request: Request, config: Config, site: Site) -> list[str]:
                 f"than the {gpus - beside} GPUs that a node has for engines; set them lower"
                 + (", or engine.placement=colocated" if beside else "")
             )
+    if request.job == "disaggregated" and engine.placement == "colocated":
+        faults.append(
+            "engine.placement=colocated would put engines to sleep that have nodes of their own; set "
+            "engine.placement=disaggregated, or job=train"
+        )
     return faults
 
 

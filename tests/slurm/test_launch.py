@@ -17,6 +17,9 @@ from tests.trainer.conftest import SmallRun, small_run  # noqa: F401  (a fixture
 SITE = Site(8, Path("/logs"), {"SBATCH_ACCOUNT": "project", "HOME": "/root"})
 
 
+APART = ["engine.placement=disaggregated"]
+
+
 @pytest.fixture(scope="module")
 def config() -> Config:
     return load(["experiment=alfworld_qwen3_1_7b"])
@@ -44,10 +47,11 @@ def test_every_seed_has_its_own_directory():
     [
         ("train", ["run.num_processes=16"], "GPUS_PER_NODE=8"),
         ("train", ["actor.tensor_parallel=16"], "cross nodes"),
-        ("disaggregated", ["engine.num_servers=4", "engine.tensor_parallel=4"], "than the 8 GPUs that a node has"),
-        ("train", ["engine.placement=disaggregated"], "than the 0 GPUs that a node has for engines"),
+        ("disaggregated", [*APART, "engine.num_servers=4", "engine.tensor_parallel=4"], "than the 8 GPUs that a node"),
+        ("disaggregated", [], "to sleep that have nodes of their own"),
+        ("train", APART, "than the 0 GPUs that a node has for engines"),
         ("train", [], None),
-        ("disaggregated", ["engine.num_servers=4", "engine.tensor_parallel=2"], None),
+        ("disaggregated", [*APART, "engine.num_servers=4", "engine.tensor_parallel=2"], None),
     ],
 )
 def test_nodes_must_hold_ranks_and_engines(job: str, overrides: list[str], words: str | None):
