@@ -51,7 +51,9 @@ class EnvConfig:
 class RolloutConfig:
     """How episodes are sampled. One training step plays `tasks_per_step` tasks, `group_size` episodes each.
 
-    With `one_step_off` the episodes of step k + 1 are played, under the weights of k, while step k is trained on.
+    With `one_step_off` the episodes of step k + 1 are played, under the weights of k, while step k is trained on. Those
+    in flight at the weight update `finish` under the old weights, which the update waits for, or `continue`: a response
+    keeps the weights that it began with, the next ones have the new (each step records its weight version).
     """
 
     tasks_per_step: PositiveInt = 16
@@ -63,6 +65,7 @@ class RolloutConfig:
     validation_tasks: PositiveInt = 128
     validation_temperature: NonNegativeFloat = 0.4
     one_step_off: bool = False
+    across_updates: Literal["finish", "continue"] = "finish"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -306,6 +309,8 @@ def value_faults(config: Config) -> list[str]:
         )
     faults += _old_logprob_faults(algorithm, config.actor.updates_per_step)
     faults += _one_step_off_faults(config) if config.rollout.one_step_off else []
+    if config.rollout.across_updates == "continue" and not config.rollout.one_step_off:
+        faults.append("rollout.across_updates=continue has no effect; set rollout.one_step_off=true")
     faults += _actor_faults(config.actor, optimizer)
     if optimizer.min_learning_rate > optimizer.learning_rate:
         faults.append(

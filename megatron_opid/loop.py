@@ -57,7 +57,7 @@ def train(config: Config) -> int:
             metrics["mismatch"] = mismatch_statistics(batch, learned.trainer_logprobs, step)
             refuse_mismatch(metrics["mismatch"], config.algorithm.max_mismatch_k3)
             with run.timer("rollout"):
-                rollout.finish()
+                rollout.settle()
             with run.timer("weight_sync"):
                 rollout.push(actor.export(), version=step + 1)
             if run.validates_after(step):

@@ -90,7 +90,7 @@ class Rollout:
         self._started = step, len(tasks), self._worker.loop.start(self._training_episodes(tasks, step))
 
     def finish(self) -> None:
-        """Wait for what was started: its episodes end under the weights that they began with."""
+        """Wait for the episodes that were started, if any."""
         if self._started is None:
             return
         (step, num_tasks, episodes), self._started = self._started, None
@@ -98,8 +98,19 @@ class Rollout:
         # Before a checkpoint can keep them.
         self._refuse_missing_skills(self._ahead.analyzer_metrics)
 
+    def settle(self) -> None:
+        """Have what may not see new weights end: what was started, or only its requests (`rollout.across_updates`)."""
+        if self._config.rollout.across_updates == "finish":
+            self.finish()
+        self._worker.run(self._engine.pause())
+        all_gather_text("")  # the other ranks' requests, too
+
     def validate(self, tasks: Sequence[Task]) -> tuple[Trajectory, ...]:
-        """One episode of each task at the validation temperature, with the same seeds at every call."""
+        """One episode of each task at the validation temperature, with the same seeds at every call.
+
+        What was started ends before.
+        """
+        self.finish()
         settings = self._settings(self._config.rollout.validation_temperature)
         played = self._worker.collect_sync(self._mine(tasks), 1, settings, training_step=0, label="validation")
         collected = self._gather(played, 0, len(tasks), 1)
@@ -107,16 +118,17 @@ class Rollout:
         return collected.trajectories
 
     def push(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Give the engine the weights of `version` (the number of training steps done).
-
-        Episodes that were started end before.
-        """
-        self.finish()
+        """Give the engine the weights of `version` (the number of training steps done). `settle` before."""
         self._sync.push(named_tensors, version)
         all_gather_text("")  # no rank may ask a server before rank 0 has compared what they hold
+        self._worker.run(self._engine.resume())
 
     def state(self) -> str:
-        """What a checkpoint keeps: the episodes played ahead, which no later weights could play again; else empty."""
+        """What a checkpoint keeps: the episodes played ahead, which no later weights could play again; else empty.
+
+        What was started ends before.
+        """
+        self.finish()
         return "" if self._ahead is None else self._ahead.to_json()
 
     def restore(self, state: str) -> None:

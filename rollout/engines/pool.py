@@ -87,6 +87,10 @@ class EnginePool:
         self._owner = owner
         self._events = PoolEvents()
         self._returned = asyncio.Event()
+        self._is_open, self._is_idle = asyncio.Event(), asyncio.Event()
+        self._is_open.set()
+        self._is_idle.set()
+        self._num_requests = 0
         self._watching: asyncio.Task[None] | None = None
 
     @property
@@ -105,12 +109,31 @@ class EnginePool:
         return sum(member.busy_s for member in self._members) / len(self._members)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, *, session: str) -> Generation:
-        """Sample one response on the session's engine, or on another if that fails.
+        """Sample one response on the session's engine, or on another if that fails; later, while the pool is paused.
 
         Raises:
             EngineError: the request failed four times, or no engine served for `recovery_timeout_s`.
             ValueError: the request cannot be run by any engine.
         """
+        await self._is_open.wait()
+        self._num_requests += 1
+        self._is_idle.clear()
+        try:
+            return await self._sample(prompt_ids, sampling, session)
+        finally:
+            self._num_requests -= 1
+            if not self._num_requests:
+                self._is_idle.set()
+
+    async def pause(self) -> None:
+        """Hold new requests back; return when those that run have their answers."""
+        self._is_open.clear()
+        await self._is_idle.wait()
+
+    async def resume(self) -> None:
+        self._is_open.set()
+
+    async def _sample(self, prompt_ids: Sequence[int], sampling: Sampling, session: str) -> Generation:
         self._watch()
         faults: list[EngineFault] = []
         while len(faults) < MAX_ATTEMPTS:

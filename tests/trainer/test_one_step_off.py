@@ -71,3 +71,27 @@ def test_what_contradicts_it_is_refused(small_run: SmallRun, tmp_path: Path):
     assert refused.returncode == 2
     assert "set engine.placement=disaggregated" in refused.stderr
     assert "set algorithm.correction=truncate" in refused.stderr
+
+
+def test_episodes_go_on_across_an_update(small_run: SmallRun, tmp_path: Path):
+    """Some responses of an episode have the old weights, some the new; each step says which."""
+    options = OPTIONS | {
+        "rollout__across_updates": "continue",
+        # So long that they are in flight when the update comes.
+        "env__max_steps": 16,
+        "rollout__max_response_tokens": 192,
+        "actor__updates_per_step": 1,
+        "algorithm__name": "grpo",
+        "skills__analyzer": "none",
+    }
+    finished = run_module("megatron_opid.train", small_run.overrides(tmp_path, **options))
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    files = sorted((tmp_path / "trajectories").glob("step_*[0-9].jsonl"))
+    versions = [[[s.weight_version for s in t.steps] for t in read_trajectories(path)] for path in files]
+    assert len(versions) == 4 and all(len(episodes) == 8 for episodes in versions)
+    for step, episodes in enumerate(versions):
+        assert {v for episode in episodes for v in episode} <= {max(0, step - 1), step}
+        assert all(episode == sorted(episode) for episode in episodes)
+    assert any(len(set(episode)) == 2 for episodes in versions for episode in episodes)
+    lines = read_metrics(tmp_path / "metrics.jsonl")[1:]
+    assert all(line["mismatch/fresh/k3"] < 1e-6 for line in lines if "mismatch/fresh/k3" in line)

@@ -122,6 +122,26 @@ def test_sessions_stay_where_they_are_and_load_is_balanced(farm: Farm):
     assert max(load.values()) <= 0.7 * 160
 
 
+def test_episodes_go_on_across_an_update(farm: Farm):
+    """Requests that run end under the weights they began with, the next ones have the new, and none fails."""
+    with pool_on(farm) as pool:
+
+        async def update() -> None:
+            await asyncio.sleep(0.1)
+            await pool.pool.pause()
+            assert all(": 0 requests" in line for line in pool.pool.waiting())
+            await pool.pool.update(lambda engine: engine.load_from_disk(farm.models[0], VERSION + 1), VERSION + 1)
+            await pool.pool.resume()
+
+        trajectories = pool.run(pool.play(update()))
+        pool.run(pool.pool.update(pool.give, VERSION))
+        assert not any(pool.worker.metrics[f"engine/num_faults/{kind}"] for kind in ("dead", "aborted", "stale"))
+    versions = [[step.weight_version for step in trajectory.steps] for trajectory in trajectories]
+    assert all(trajectory.failure is None for trajectory in trajectories)
+    assert all(episode == sorted(episode) for episode in versions)
+    assert {v for episode in versions for v in episode} == {VERSION, VERSION + 1}
+
+
 @pytest.mark.parametrize("fault", ["hang", "garbage", "cut", "slow 3"])
 def test_a_faulty_engine_is_taken_out_and_its_requests_go_elsewhere(farm: Farm, expected, fault: str, caplog):
     kind = {"hang": "hanging", "garbage": "garbage", "cut": "dead", "slow 3": "slow"}[fault]
