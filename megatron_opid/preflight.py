@@ -6,17 +6,25 @@ Each function returns all faults, each with the value and what to set; an empty 
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
+import psutil
+
 from megatron_opid.config import Config, ConfigError, resolve_model, value_faults
 from megatron_opid.engines import engine_faults
+from megatron_opid.servers import local_world_size
+
+# fp32 in host memory of a parameter whose optimizer state is offloaded: the weight, its gradient, Adam's two moments.
+OFFLOADED_BYTES_PER_PARAMETER = 16
 
 
 def training_faults(config: Config, world_size: int) -> list[str]:
     """Why training cannot start."""
     return [
         *files_and_layout_faults(config, world_size),
+        *host_memory_faults(config, world_size),
         *engine_faults(config, world_size),
         *_analyzer_faults(config),
     ]
@@ -39,6 +47,7 @@ def sft_faults(config: Config, world_size: int) -> list[str]:
         *value_faults(config),
         *_model_faults(config),
         *_actor_faults(config, world_size, "sft"),
+        *host_memory_faults(config, world_size),
         *_demonstration_faults(config),
     ]
 
@@ -152,6 +161,31 @@ def _actor_faults(config: Config, world_size: int, entry_point: str) -> list[str
         *layout_faults(config.actor, hf_config, world_size),
         *checkpoint_faults(Path(config.run.dir) / "checkpoints", config.actor, hf_config),
         *resume_faults(entry_point, config),
+    ]
+
+
+def host_memory_faults(config: Config, world_size: int) -> list[str]:
+    """Whether this machine's memory holds its ranks' share of an offloaded optimizer; the kernel would kill them."""
+    from megatron_opid.weights.families import parameters
+    from megatron_opid.weights.hf_config import HfConfigError, hf_config_faults, parse_hf_config, read_hf_config
+
+    if not config.optimizer.offload_fraction:
+        return []
+    try:
+        hf_config = read_hf_config(resolve_model(config.actor.model))
+    except HfConfigError:
+        return []  # _model_faults says why
+    if hf_config_faults(hf_config):
+        return []
+    count = sum(math.prod(sizes) for weight in parameters(parse_hf_config(hf_config)) for sizes in weight.hf_shapes)
+    share = config.optimizer.offload_fraction * local_world_size(world_size) / world_size
+    needed, free = OFFLOADED_BYTES_PER_PARAMETER * count * share, psutil.virtual_memory().available
+    if needed <= free:
+        return []
+    return [
+        f"optimizer.offload_fraction={config.optimizer.offload_fraction} keeps {needed / 1e9:.0f} GB in this machine's "
+        f"memory, {free / 1e9:.0f} GB are free; set it to {math.floor(90 * config.optimizer.offload_fraction * free / needed) / 100:.2f} or lower, "
+        "or take more machines"
     ]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from megatron_opid.config import Config, load
-from megatron_opid.preflight import evaluation_faults, sft_faults, training_faults
+from megatron_opid.preflight import evaluation_faults, host_memory_faults, sft_faults, training_faults
 from megatron_opid.resume import job_identity
 from tests.trainer.conftest import SmallRun
 
@@ -118,3 +120,17 @@ def test_evaluation_does_not_care_for_the_training_layout(small_run: SmallRun, t
     config = configure(small_run, tmp_path, actor__tensor_parallel=2)
     assert evaluation_faults(config, "valid_seen", None) == []
     assert "the games 0 to 5" in evaluation_faults(config, "valid_seen", 6)[0]
+
+
+def test_an_offloaded_optimizer_must_fit_the_host(small_run: SmallRun, tmp_path, monkeypatch):
+    """An 8B's state is 131 GB, on one machine or split over two."""
+    from tools.bench_actor_cases import write_config
+
+    write_config("qwen3-8b", tmp_path)
+    overrides = {"optimizer__offload_fraction": 1.0, "actor__model": tmp_path}
+    config = configure(small_run, tmp_path, **overrides)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100e9))
+    (fault,) = host_memory_faults(config, 2)
+    assert "keeps 131 GB in this machine's memory, 100 GB are free; set it to 0.68 or lower" in fault
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert host_memory_faults(config, 2) == []
