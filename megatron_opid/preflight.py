@@ -178,14 +178,14 @@ def host_memory_faults(config: Config, world_size: int) -> list[str]:
     if hf_config_faults(hf_config):
         return []
     count = sum(math.prod(sizes) for weight in parameters(parse_hf_config(hf_config)) for sizes in weight.hf_shapes)
-    share = config.optimizer.offload_fraction * local_world_size(world_size) / world_size
-    needed, free = OFFLOADED_BYTES_PER_PARAMETER * count * share, psutil.virtual_memory().available
-    if needed <= free:
+    fraction = config.optimizer.offload_fraction
+    here = OFFLOADED_BYTES_PER_PARAMETER * count * local_world_size(world_size) / world_size
+    free = psutil.virtual_memory().available
+    if fraction * here <= free:
         return []
     return [
-        f"optimizer.offload_fraction={config.optimizer.offload_fraction} keeps {needed / 1e9:.0f} GB in this machine's "
-        f"memory, {free / 1e9:.0f} GB are free; set it to {math.floor(90 * config.optimizer.offload_fraction * free / needed) / 100:.2f} or lower, "
-        "or take more machines"
+        f"optimizer.offload_fraction={fraction} keeps {fraction * here / 1e9:.0f} GB in this machine's memory, "
+        f"{free / 1e9:.0f} GB are free; set it to {math.floor(90 * free / here) / 100:.2f} or lower, or take more machines"
     ]
 
 
