@@ -185,7 +185,8 @@ def host_memory_faults(config: Config, world_size: int) -> list[str]:
         return []
     return [
         f"optimizer.offload_fraction={fraction} keeps {fraction * here / 1e9:.0f} GB in this machine's memory, "
-        f"{free / 1e9:.0f} GB are free; set it to {math.floor(90 * free / here) / 100:.2f} or lower, or take more machines"
+        f"{free / 1e9:.0f} GB are free; set it to {math.floor(90 * free / here) / 100:.2f} or lower, or take more "
+        "machines"
     ]
 
 
