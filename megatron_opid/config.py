@@ -212,7 +212,6 @@ class SftConfig:
     """
 
     demonstrations: str = ""
-    num_steps: PositiveInt = 1000
     samples_per_step: PositiveInt = 48
     all_token_share: NonNegativeFloat = 0.0
 
