@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # A routed expert's weight by its Hugging Face name.
 EXPERT = re.compile(r"\.experts\.\d+\.")
+# RequestOutputKind: without it the server's front end makes an answer of all tokens so far at every token.
+FINAL_ONLY = 2
 CACHE_QUERIES, CACHE_HITS = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
 
 
@@ -120,6 +122,7 @@ class VllmEngine(HttpEngine):
             "seed": sampling.seed,
             "logprobs": 0,  # of the sampled token alone
             "detokenize": False,
+            "output_kind": FINAL_ONLY,
         }
         return {"token_ids": list(prompt_ids), "sampling_params": params}
 
