@@ -23,6 +23,7 @@ KNOWN_PARAMS = {
     "seed",
     "logprobs",
     "detokenize",
+    "output_kind",
 }
 
 
