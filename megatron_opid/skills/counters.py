@@ -34,7 +34,7 @@ class AnalysisCounters:
 
     Keys: `analyses`, `cache_hits`, `retries`, `failures` and `failures_<cause>`, `dropped_step_skills` (unknown,
     duplicate, blank or surplus), `prompt_tokens`, `completion_tokens`, `latency_mean_s`, `latency_p95_s` (of analyses
-    that were computed, not found in the cache; waiting for a slot and retries included; 0 where there was none).
+    that were computed, not found in the cache; waiting for a slot and retries included; absent where there was none).
     """
 
     def __init__(self) -> None:
@@ -60,9 +60,9 @@ class AnalysisCounters:
         values = {name: float(self._counts[name]) for name in names}
         values |= {f"failures_{cause}": float(self._counts[f"failures_{cause}"]) for cause in CAUSES}
         values["failures"] = sum(values[f"failures_{cause}"] for cause in CAUSES)
-        latencies_s = self._latencies_s or [0.0]
-        values["latency_mean_s"] = float(np.mean(latencies_s))
-        values["latency_p95_s"] = float(np.percentile(latencies_s, 95))
+        if self._latencies_s:
+            values["latency_mean_s"] = float(np.mean(self._latencies_s))
+            values["latency_p95_s"] = float(np.percentile(self._latencies_s, 95))
         self._counts.clear()
         self._latencies_s.clear()
         return values
