@@ -1,24 +1,28 @@
 """The prediction against what was measured on H200s: `python -m tools.plan.check [--json]`.
 
 Measured: forward and backward of a 28-layer Qwen3-0.6B shape with Transformer Engine 2.12 (seen once, its sequences'
-lengths were not recorded), and the LM head (docs/bench/*.json). One of these figures fixed a constant, and says so.
+lengths were not recorded), and, of docs/bench/*.json, the LM head and scoring passes, updates and memory of whole
+models. One of these figures fixed a constant, and says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from megatron_opid.config import ActorConfig
+from megatron_opid.config import ActorConfig, Config
 from tools.plan.compute import head_score_s, head_train_s, layer_time
 from tools.plan.constants import gpu
 from tools.plan.layout import Layout
-from tools.plan.memory import head_bytes
+from tools.plan.memory import head_bytes, trainer_memory
+from tools.plan.phases import Trainer
 from tools.plan.shape import PUBLISHED_MODELS, Sizes
+from tools.plan.workload import Workload
 
 BENCH = Path(__file__).parent.parent.parent / "docs" / "bench"
 ONE_GPU = Layout.of(ActorConfig(), 1)
@@ -26,6 +30,12 @@ VOCABULARY = 151_936
 SEEN_TOKENS = 16_384
 # Of the seen run; the prediction depends on it through attention alone.
 SEQUENCE_TOKENS = (512, 2048)
+# tools.bench_actor on one H200, by the published model of the same shape.
+ACTOR_BENCHES = {
+    "actor_0.6b_agentic": "Qwen3-0.6B",
+    "actor_4b_agentic": "Qwen3-4B",
+    "actor_4b_long": "Qwen3-4B",
+}
 SEEN_S = {"forward": 0.061, "forward and backward": 0.125}
 
 
@@ -48,7 +58,14 @@ def all_checks() -> list[Check]:
     """Every figure that a prediction can be held against."""
     single = json.loads((BENCH / "linear_logprob_h200.json").read_text())
     double = json.loads((BENCH / "linear_logprob_h200x2.json").read_text())
-    return [*_seen(), *_head(single), *_agent_batch(single), *_head_memory(single), *_tensor_parallel(double)]
+    return [
+        *_seen(),
+        *(check for name, model in ACTOR_BENCHES.items() for check in _actor(name, model)),
+        *_head(single),
+        *_agent_batch(single),
+        *_head_memory(single),
+        *_tensor_parallel(double),
+    ]
 
 
 def _seen() -> Iterator[Check]:
@@ -60,6 +77,35 @@ def _seen() -> Iterator[Check]:
         name = f"0.6B shape, 16,384 tokens of {sequence}-token sequences"
         yield Check(f"{name}, forward", SEEN_S["forward"], forward, "fitted: layer_floor_s")
         yield Check(f"{name}, forward and backward", SEEN_S["forward and backward"], both)
+
+
+def _actor(name: str, model: str) -> Iterator[Check]:
+    """A scoring pass and an update over a batch, and the memory of the update, in bench_actor's configuration."""
+    bench = json.loads((BENCH / f"{name}.json").read_text())
+    config, sizes, count = Config(), Sizes.of(PUBLISHED_MODELS[model]), bench["sequences"]
+    response = bench["response_tokens"] / count
+    workload = Workload(
+        num_episodes=count,
+        max_steps=1,
+        mean_steps=1.0,
+        prompt_tokens=bench["tokens"] / count + 1 - response,
+        response_tokens=response,
+        policy_contexts=1.0,
+        reference_contexts=0.0,
+        num_updates=1,
+        num_analyses=0,
+    )
+    trainer = Trainer(config, sizes, ONE_GPU, gpu("h200"), workload)
+    memory = trainer_memory(
+        sizes, ONE_GPU, config.actor, config.optimizer, row_share=workload.row_share, reference=False
+    )
+    measured, title = bench["actor"], f"{model}, {count} {bench['batch']} sequences, {bench['tokens']:,} tokens"
+    scored = trainer.score(bench["tokens"], bench["response_tokens"]).seconds
+    yield Check(f"{title}, scoring", statistics.median(measured["score_s"]), scored)
+    yield Check(f"{title}, update", statistics.median(measured["update_s"]), trainer.update().seconds)
+    # What torch has allocated: the driver's share is not in it.
+    predicted = memory.total - memory.parts["reserved"]
+    yield Check(f"{title}, memory", measured["peak_gib"] * 2**30, predicted)
 
 
 def _head(bench: dict) -> Iterator[Check]:
