@@ -13,6 +13,7 @@ import pytest
 
 from envs import alfworld
 from envs.base import PromptView, Task
+from tests.trainer.served_run import SERVED, TroubledRun, trouble
 from tools import make_alfworld_games, make_tiny_model
 
 
@@ -56,6 +57,18 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
         ["--texts", str(conversations), "--out", str(model), "--vocabulary-size", "600", "--layers", "2"]
     )
     return SmallRun(games, model, conversations)
+
+
+@pytest.fixture(scope="session")
+def troubled(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> TroubledRun:
+    """The run on a server that the tests share, with all its troubles."""
+    root = tmp_path_factory.mktemp("served")
+    return trouble(small_run.overrides(root / "run", **SERVED, run__hang_report_s=2), root)
+
+
+@pytest.fixture(scope="session")
+def on_server(troubled: TroubledRun) -> Path:
+    return troubled.directory
 
 
 def run_module(module: str, arguments: list[str], *, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:

@@ -1,148 +1,31 @@
-"""Training on servers: the very client, disk sync and launcher of vLLM, against our CPU server.
+"""Training on a server: the very client, disk sync and launcher of vLLM, against our CPU server.
 
 In the one run that the tests share, the server freezes in the first rollout, a rank freezes in the first update, and
-the server is killed in the second rollout. It learns bit for bit what a run on the local engine learns; and so does a
-run on two machines, with servers of their own.
+the server is killed in the second rollout. It learns bit for bit what a run on the local engine learns.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
 from megatron_opid.metrics import read_metrics
 from rollout.engines.commands import ServerSettings
-from rollout.engines.http import API_KEY
 from rollout.engines.launch import Launcher
-from rollout.record import read_trajectories
-from rollout.trajectory import Trajectory
 from tests.skills.endpoint_server import Answer, serve
 from tests.trainer.conftest import SmallRun, run_module
-
-FEW = {"run__num_steps": 2, "run__validate_every": 2, "run__save_every": 2}
-SERVED = FEW | {"engine__name": "vllm", "engine__cpu_servers": "true", "engine__verify_every": 1}
+from tests.trainer.served_run import FEW, TroubledRun, assert_equal_runs, played
 
 
 def train(small_run: SmallRun, run_dir: Path, **extra: object) -> Path:
     finished = run_module("megatron_opid.train", small_run.overrides(run_dir, **extra))
     assert finished.returncode == 0, finished.stderr[-3000:]
     return run_dir
-
-
-def played(run_dir: Path) -> list[Trajectory]:
-    paths = sorted((run_dir / "trajectories").glob("step_*[0-9].jsonl"))
-    assert len(paths) == 2
-    return [trajectory for path in paths for trajectory in read_trajectories(path)]
-
-
-def assert_equal_runs(one_dir: Path, other_dir: Path) -> None:
-    """The same episodes, and the same bits learned from them."""
-    ours, theirs = played(one_dir), played(other_dir)
-    assert [t.uid for t in ours] == [t.uid for t in theirs] and len(ours) == 16
-    for one, other in zip(ours, theirs, strict=True):
-        assert [(s.prompt_ids, s.response_ids, s.action, s.weight_version) for s in one.steps] == [
-            (s.prompt_ids, s.response_ids, s.action, s.weight_version) for s in other.steps
-        ]
-        for step, other_step in zip(one.steps, other.steps, strict=True):
-            assert step.response_logprobs == pytest.approx(other_step.response_logprobs, abs=1e-5)
-    weights = [(path / "hf" / "model.safetensors").read_bytes() for path in (one_dir, other_dir)]
-    assert weights[0] == weights[1]
-
-
-@dataclass
-class TroubledRun:
-    """A run in progress, its processes, and the reports of its rank 0's watchdog on what froze."""
-
-    directory: Path
-    process: subprocess.Popen
-    server_url: str = ""
-    frozen_server: str = ""
-    frozen_rank: str = ""
-
-    def server(self) -> psutil.Process:
-        (server,) = self._children("rollout.engines.server")
-        return server
-
-    def rank(self, number: int) -> psutil.Process:
-        return next(c for c in self._children("megatron_opid.train") if c.environ().get("RANK") == str(number))
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline_s = time.monotonic() + 180
-        while not condition():
-            assert self.process.poll() is None and time.monotonic() < deadline_s, self.log()
-            time.sleep(0.01)
-
-    def is_in(self, phase: str, num_steps_done: int) -> bool:
-        status, metrics = self.directory / "watch" / "rank_0.json", self.directory / "metrics.jsonl"
-        if not status.exists() or json.loads(status.read_text())["phase"] != phase:
-            return False
-        return num_steps_done == sum(line["step"] >= 0 for line in read_metrics(metrics)) if metrics.exists() else False
-
-    def report_of(self, process: psutil.Process) -> str:
-        """Freeze a process until rank 0's watchdog has said so."""
-        log = self.directory / "watch" / "rank_0.txt"
-        before = len(log.read_text())
-        process.suspend()
-        try:
-            self.wait_for(lambda: "in train\n" in log.read_text()[before:])  # the main thread's stack
-        finally:
-            process.resume()
-        time.sleep(0.2)  # until all of it is written
-        return log.read_text()[before:]
-
-    def log(self) -> str:
-        return (self.directory.parent / "log.txt").read_text()[-3000:]
-
-    def _children(self, module: str) -> list[psutil.Process]:
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if child.cmdline()[1:3] == ["-m", module]]
-
-
-def url_of(server: psutil.Process) -> str:
-    words = server.cmdline()
-    return f"http://{words[words.index('--host') + 1]}:{words[words.index('--port') + 1]}"
-
-
-@pytest.fixture(scope="module")
-def troubled(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> TroubledRun:
-    root = tmp_path_factory.mktemp("served")
-    overrides = small_run.overrides(root / "run", **SERVED, run__hang_report_s=2)
-    with (root / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "megatron_opid.train", *overrides], stdout=log, stderr=subprocess.STDOUT
-        )
-        run = TroubledRun(root / "run", process)
-        try:
-            run.wait_for(lambda: run.is_in("rollout", 0))
-            run.server_url = url_of(run.server())
-            run.frozen_server = run.report_of(run.server())
-            run.wait_for(lambda: run.is_in("update", 0))
-            run.frozen_rank = run.report_of(run.rank(1))
-            run.wait_for(lambda: run.is_in("rollout", 1))
-            run.server().kill()
-            assert process.wait(180) == 0, run.log()
-        finally:
-            process.kill()
-            process.wait()
-    return run
-
-
-@pytest.fixture(scope="module")
-def on_server(troubled: TroubledRun) -> Path:
-    return troubled.directory
 
 
 def test_a_frozen_server_and_a_frozen_rank_are_named_with_stacks(troubled: TroubledRun):
@@ -176,57 +59,6 @@ def test_a_run_leaves_no_server_and_one_version_of_the_weights(small_run: SmallR
     ours = [p for p in psutil.process_iter(["cmdline"]) if "rollout.engines.server" in (p.info["cmdline"] or ())]
     assert not [p for p in ours if str(small_run.model) in p.info["cmdline"]]
     assert json.loads((on_server / "watch" / "rank_0.json").read_text())["phase"].startswith("after")
-
-
-def test_two_machines_start_guard_and_mend_their_own_servers(
-    small_run: SmallRun, on_server: Path, tmp_path: Path, monkeypatch
-):
-    """A rank on each, and nothing in common but the address of the first; the second one's server is killed."""
-    monkeypatch.delenv(API_KEY, raising=False)
-    overrides = small_run.overrides(tmp_path / "run", **SERVED, engine__placement="colocated")
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        port = str(holder.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-    with (tmp_path / "log.txt").open("w") as log:
-        machines = [
-            TroubledRun(
-                tmp_path / "run",
-                subprocess.Popen(
-                    [sys.executable, "-m", "megatron_opid.train", *overrides],
-                    env=os.environ | shared | {"RANK": str(rank)},
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                ),
-            )
-            for rank in range(2)
-        ]
-        try:
-            machines[0].wait_for(lambda: machines[0].is_in("rollout", 1))
-            servers = [machine.server() for machine in machines]
-            urls = [url_of(server) for server in servers]
-            key = servers[1].environ()[API_KEY]
-            assert httpx.get(f"{urls[0]}/v1/models").status_code == 401
-            assert all(key not in word for process in servers for word in process.cmdline())
-            servers[0].suspend()  # so that the rollout cannot end without the second one
-            servers[1].kill()
-            back = f"engine {urls[1]} serves again"
-            machines[0].wait_for(lambda: back in (tmp_path / "log.txt").read_text())
-            servers[0].resume()
-            codes = [machine.process.wait(180) for machine in machines]
-        finally:
-            for machine in machines:
-                machine.process.kill()
-                machine.process.wait()
-    assert codes == [0, 0], machines[0].log()
-    assert_equal_runs(on_server, tmp_path / "run")
-    steps = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["step"] >= 0]
-    assert sum(line["rollout/engine/num_faults/dead"] for line in steps) == 1
-    assert sum(line["rollout/engine/num_restarts"] for line in steps) == 1
-    assert sorted(path.name for path in (tmp_path / "run" / "engines").iterdir()) == ["engine_0.log", "engine_1.log"]
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert files and not [path for path in files if key.encode() in path.read_bytes()]
 
 
 @pytest.mark.slow
