@@ -110,7 +110,7 @@ ENVIRONMENTS = {
         demonstrations=Command(
             "demonstrations of an expert that errs, from ScienceWorld's gold paths, with hindsight skills",
             "tools.make_sciworld_demonstrations",
-            ("--solutions", "{games}/solutions.json", *_EPISODES),
+            ("--solutions", "{games}/solutions.json", "--episodes", "220", *_EPISODES),
         ),
         unseen_game="a variation that training never saw",
     ),
