@@ -308,8 +308,7 @@ def value_faults(config: Config) -> list[str]:
         )
     faults += _old_logprob_faults(algorithm, config.actor.updates_per_step)
     faults += _one_step_off_faults(config) if config.rollout.one_step_off else []
-    if config.rollout.across_updates == "continue" and not config.rollout.one_step_off:
-        faults.append("rollout.across_updates=continue has no effect; set rollout.one_step_off=true")
+    faults += _across_updates_faults(config) if config.rollout.across_updates == "continue" else []
     faults += _actor_faults(config.actor, optimizer)
     if optimizer.min_learning_rate > optimizer.learning_rate:
         faults.append(
@@ -361,6 +360,23 @@ def _old_logprob_faults(algorithm: AlgorithmConfig, updates_per_step: int) -> li
         faults.append(
             f"algorithm.old_logprob=engine leaves algorithm.correction={algorithm.correction} nothing to correct; "
             "set none"
+        )
+    return faults
+
+
+def _across_updates_faults(config: Config) -> list[str]:
+    faults = []
+    if not config.rollout.one_step_off:
+        faults.append("rollout.across_updates=continue has no effect; set rollout.one_step_off=true")
+    if config.algorithm.name == "opid" and config.skills.analyzer == "policy":
+        faults.append(
+            "rollout.across_updates=continue counts an update into the time that skills.analyzer=policy has for an "
+            "answer; set finish or another analyzer"
+        )
+    if config.engine.name == "local" and config.actor.device != "cpu":
+        faults.append(
+            "rollout.across_updates=continue with engine.name=local is for actor.device=cpu; "
+            "set engine.name=vllm or sglang"
         )
     return faults
 

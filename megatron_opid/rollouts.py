@@ -103,7 +103,8 @@ class Rollout:
         if self._config.rollout.across_updates == "finish":
             self.finish()
         self._worker.run(self._engine.pause())
-        all_gather_text("")  # the other ranks' requests, too
+        # The other ranks' requests, too; in a thread: they may wait for this loop to mend an engine of ours.
+        self._worker.run(asyncio.to_thread(all_gather_text, ""))
 
     def validate(self, tasks: Sequence[Task]) -> tuple[Trajectory, ...]:
         """One episode of each task at the validation temperature, with the same seeds at every call.

@@ -69,10 +69,8 @@ def start_servers(config: Config, place: Place, all_gather: AllGather) -> tuple[
     Raises:
         ServerStartError: a server of this machine did not start.
     """
-    host = LOOPBACK
-    if not place.is_alone:
-        _share_key(place, all_gather)
-        host = _own_address(place, all_gather)
+    _share_key(place, all_gather)  # alone, too: other users of this machine reach loopback
+    host = LOOPBACK if place.is_alone else _own_address(place, all_gather)
     launcher = _make_launcher(config, place, host) if place.local_rank == 0 else None
     urls: tuple[str, ...] = ()
     if launcher is not None:

@@ -43,9 +43,10 @@ class EventLoop:
 
     def stop(self) -> None:
         """Cancel what was started, wait for its end, and start nothing any more."""
-        self._is_stopped = True
-        if self._started is not None:
-            self._started.get_loop().call_soon_threadsafe(self._started.cancel)
+        with self._lock:
+            self._is_stopped = True
+            if self._started is not None:
+                self._started.get_loop().call_soon_threadsafe(self._started.cancel)
         self._thread.shutdown()
 
     def close(self) -> None:
@@ -74,11 +75,11 @@ class EventLoop:
 
     async def _host(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run `coroutine`, and the loop until its last guest has left."""
-        self._started = asyncio.current_task()
+        with self._lock:
+            self._started = asyncio.current_task() if not self._is_stopped else None
         self._begun.set()
         if self._is_stopped:
             coroutine.close()
-            self._started = None
             raise asyncio.CancelledError
         try:
             return await coroutine

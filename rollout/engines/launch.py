@@ -29,6 +29,7 @@ POLL_S = 0.2
 PROGRESS_EVERY_S = 15.0
 LOG_TAIL_LINES = 20
 LOWEST_PORT = 10000
+LOOPBACK = "127.0.0.1"
 EVERYWHERE = "0.0.0.0"  # listens on all addresses of the machine
 
 # Settings, port, GPUs, file for keys.
@@ -74,7 +75,9 @@ class Launcher:
         directory.mkdir(parents=True, exist_ok=True)
         self._startup_timeout_s = startup_timeout_s
         self._servers: dict[str, _Server] = {}
-        size, host = settings.tensor_parallel, "127.0.0.1" if settings.host == EVERYWHERE else settings.host
+        if settings.host != LOOPBACK and not os.environ.get(API_KEY):
+            raise ServerStartError(f"servers on {settings.host} would serve anyone; set {API_KEY}")
+        size, host = settings.tensor_parallel, LOOPBACK if settings.host == EVERYWHERE else settings.host
         for index, port in enumerate(ports or _free_ports(num_servers, host)):
             url, name = f"http://{host}:{port}", f"engine_{first_number + index}"
             own_gpus = gpus[index * size : (index + 1) * size]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_opid.actor.checkpoint_directory import read_attachment
+from megatron_opid.config import load, value_faults
 from megatron_opid.metrics import read_metrics
 from rollout.record import read_trajectories
 from tests.trainer.conftest import SmallRun, run_module
@@ -71,6 +72,14 @@ def test_what_contradicts_it_is_refused(small_run: SmallRun, tmp_path: Path):
     assert refused.returncode == 2
     assert "set engine.placement=disaggregated" in refused.stderr
     assert "set algorithm.correction=truncate" in refused.stderr
+
+
+def test_what_contradicts_going_on_across_updates_is_refused():
+    overrides = ["rollout.across_updates=continue", "skills.analyzer=policy", "actor.device=cuda"]
+    first, second, third = value_faults(load(overrides))
+    assert "set rollout.one_step_off=true" in first
+    assert "set finish or another analyzer" in second
+    assert "set engine.name=vllm or sglang" in third
 
 
 def test_episodes_go_on_across_an_update(small_run: SmallRun, tmp_path: Path):
