@@ -8,13 +8,12 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from rollout.engines.base import EngineError, Generation, Sampling
 from rollout.engines.events import PoolEvents
 from rollout.engines.http import EngineFault, HttpEngine
 from rollout.engines.pool_member import PoolMember, cancel
+from rollout.engines.pool_settings import Owner, PoolSettings
 
 logger = logging.getLogger(__name__)
 
@@ -29,36 +28,6 @@ PROBE_INTERVAL_S = 15.0
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 30.0
 
 GiveWeights = Callable[[HttpEngine], Awaitable[None]]
-
-
-class Owner(Protocol):
-    """Whoever started the servers, and may start one anew."""
-
-    def death(self, url: str) -> str | None:
-        """Why the server's process ended; None while it runs."""
-        ...
-
-    async def restart(self, url: str) -> None:
-        """Kill the server and start it; returns when it answers, raises EngineError if it does not."""
-        ...
-
-    def stop(self, url: str) -> None:
-        """Kill the server."""
-        ...
-
-
-@dataclass(frozen=True)
-class PoolSettings:
-    """When an engine counts as hanging or slow, and how long requests wait for one to come back.
-
-    A request that has taken `slow_ratio` times the 90th percentile of the other engines' requests, and at least
-    `slow_after_s`, makes its engine slow. (One that hangs reaches its client's time limit.)
-    """
-
-    recovery_timeout_s: float = 600.0
-    probe_timeout_s: float = 60.0
-    slow_ratio: float = 10.0
-    slow_after_s: float = 30.0
 
 
 class EnginePool:
@@ -174,16 +143,20 @@ class EnginePool:
         Raises:
             EngineError: none answers.
         """
-        await self._stop_watching()
-        for member in self._members:
-            await cancel(member.recovery)
-            member.recovery = None
+        await self.halt()
         health = (member.engine.health() for member in self._members)
         results = await asyncio.gather(*health, return_exceptions=True)
         pairs = list(zip(self._members, results, strict=True))
         if not any(result is None for _, result in pairs):
             raise EngineError(f"no engine answers: {'; '.join(str(result) for _, result in pairs)}")
         return tuple(member.engine for member, result in pairs if result is None)
+
+    async def halt(self) -> None:
+        """Mend nothing until `update` or `admit`."""
+        await self._stop_watching()
+        for member in self._members:
+            await cancel(member.recovery)
+            member.recovery = None
 
     async def admit(self, urls: Collection[str], version: int) -> None:
         """The engines at `urls` have the weights of `version` and serve; the others are taken out, or stay out.
@@ -213,10 +186,8 @@ class EnginePool:
         A server that we started and that cannot is killed: its memory is the trainer's now, and new weights have it
         restarted.
         """
-        await self._stop_watching()
+        await self.halt()
         for member in self._members:
-            await cancel(member.recovery)
-            member.recovery = None
             if not member.is_own:
                 continue
             if self._owner is None or member.fault is None or member.fault.kind == "stale":
@@ -233,9 +204,8 @@ class EnginePool:
 
     async def close(self) -> None:
         """Close the connections and stop what runs in the background; the servers go on."""
-        await self._stop_watching()
+        await self.halt()
         for member in self._members:
-            await cancel(member.recovery)
             await member.engine.close()
 
     async def counters(self) -> dict[str, float]:

@@ -53,6 +53,8 @@ class NcclSync(ServerSync):
         self._members: frozenset[str] = frozenset()
 
     def give(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> Collection[str]:
+        self._run(self._pool.halt())
+        self._all_gather("")  # from now on no rank restarts a server
         if not self._is_sender:
             exhaust(named_tensors)
             return ()

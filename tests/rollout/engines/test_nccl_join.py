@@ -28,6 +28,8 @@ class SilentServer:
 class Pool:
     engines = (SilentServer(),)
 
+    async def halt(self) -> None: ...
+
     async def reachable(self) -> tuple[SilentServer, ...]:
         return self.engines
 
