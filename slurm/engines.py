@@ -87,7 +87,7 @@ def serve(launcher: Launcher) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     from megatron_opid.servers import server_settings
-    from rollout.engines.launch import EVERYWHERE, Launcher
+    from rollout.engines.launch import EVERYWHERE, Launcher, ServerStartError
 
     try:
         config = load(sys.argv[1:] if arguments is None else arguments)
@@ -97,18 +97,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"slurm.engines: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     engine, port = config.engine, int(os.environ["ENGINE_PORT"])
-    launcher = Launcher(
-        replace(server_settings(config), host=EVERYWHERE),  # other nodes must reach it
-        num_servers=engine.num_servers,
-        gpus=[str(gpu) for gpu in range(engine.num_servers * engine.tensor_parallel)],
-        directory=Path(os.environ["ATTEMPT_LOGS"]) / "engines",
-        startup_timeout_s=engine.startup_timeout_s,
-        ports=range(port, port + engine.num_servers),
-        first_number=int(os.environ["SLURM_NODEID"]) * engine.num_servers,
-    )
     try:
+        launcher = Launcher(
+            replace(server_settings(config), host=EVERYWHERE),  # other nodes must reach it
+            num_servers=engine.num_servers,
+            gpus=[str(gpu) for gpu in range(engine.num_servers * engine.tensor_parallel)],
+            directory=Path(os.environ["ATTEMPT_LOGS"]) / "engines",
+            startup_timeout_s=engine.startup_timeout_s,
+            ports=range(port, port + engine.num_servers),
+            first_number=int(os.environ["SLURM_NODEID"]) * engine.num_servers,
+        )
         serve(launcher)
-    except EnginesError as error:
+    except (EnginesError, ServerStartError) as error:
         print(f"slurm.engines: {error}", file=sys.stderr)
         return 1
     return 0

@@ -45,6 +45,7 @@ class _Server:
     url: str
     command: ServerCommand
     log: Path
+    key_file: Path
     process: subprocess.Popen | None = None
 
 
@@ -81,8 +82,9 @@ class Launcher:
         for index, port in enumerate(ports or _free_ports(num_servers, host)):
             url, name = f"http://{host}:{port}", f"engine_{first_number + index}"
             own_gpus = gpus[index * size : (index + 1) * size]
-            command = make_command(settings, port, own_gpus, directory / f"{name}.keys.yaml")
-            self._servers[url] = _Server(url, command, directory / f"{name}.log")
+            key_file = directory / f"{name}.keys.yaml"
+            command = make_command(settings, port, own_gpus, key_file)
+            self._servers[url] = _Server(url, command, directory / f"{name}.log", key_file)
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -137,7 +139,7 @@ class Launcher:
         _kill(self._servers[url])
 
     def close(self) -> None:
-        """Stop all servers: SIGTERM, and SIGKILL to what is left after a grace."""
+        """Stop all servers: SIGTERM, and SIGKILL to what is left after a grace. Files of keys are deleted."""
         running = [server for server in self._servers.values() if server.process and server.process.poll() is None]
         for server in running:
             server.process.send_signal(signal.SIGTERM)
@@ -147,6 +149,8 @@ class Launcher:
                 server.process.wait(max(0.0, deadline_s - time.monotonic()))
             except subprocess.TimeoutExpired:
                 _kill(server)
+        for server in self._servers.values():
+            server.key_file.unlink(missing_ok=True)
 
     def __enter__(self) -> Launcher:
         return self

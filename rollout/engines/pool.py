@@ -101,6 +101,7 @@ class EnginePool:
 
     async def resume(self) -> None:
         self._is_open.set()
+        self._watch()  # also where this rank has no episodes: other ranks may need engines that it looks after
 
     async def _sample(self, prompt_ids: Sequence[int], sampling: Sampling, session: str) -> Generation:
         self._watch()
