@@ -156,6 +156,11 @@ def _gpu_faults(config: Config, world_size: int) -> list[str]:
     trainer = 0 if engine.placement == "colocated" else local_world_size(world_size)
     if needed + trainer <= num_gpus:
         return []
+    if num_gpus == 0:
+        return [
+            f"engine.name={engine.name} starts servers on GPUs, this machine has none; set engine.name=local, "
+            "engine.cpu_servers=true, or engine.urls to servers elsewhere"
+        ]
     return [
         f"engine.num_servers={engine.num_servers} × engine.tensor_parallel={engine.tensor_parallel} need {needed} GPUs "
         f"besides the trainer's {trainer}, this machine has {num_gpus}; set them lower, engine.placement=colocated, "

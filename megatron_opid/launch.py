@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_opid.config import Config, ConfigError, load
+from megatron_opid.config import CONFIG_DIR, Config, ConfigError, load
 from megatron_opid.ranks import (
     ERROR_FILE,
     PEER_IS_GONE,
@@ -46,6 +46,9 @@ def entry_point(
     code is then 2, on every rank: one that went on would wait for the others.
     """
     is_rank = "RANK" in os.environ
+    if {"-h", "--help"}.intersection(arguments):
+        print(f"{sys.modules['__main__'].__doc__}\n{_usage(module)}")
+        return 0
     try:
         if not is_rank and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
             raise ConfigError(
@@ -70,6 +73,15 @@ def entry_point(
         config.run.num_processes,
         shutdown_grace_s=config.run.shutdown_grace_s,
         signal_grace_s=config.run.signal_grace_s,
+    )
+
+
+def _usage(module: str) -> str:
+    experiments = ", ".join(sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml")))
+    return (
+        f"python -m {module} [experiment=NAME] [GROUP.KEY=VALUE ...]\n\n"
+        f"experiments: {experiments}\n"
+        "keys: the fields of megatron_opid/config.py, each with its default; configs/experiment/ has examples"
     )
 
 
@@ -116,6 +128,8 @@ def rank_main(main: Callable[[], int]) -> None:
     """Run a rank's `main`, leaving its traceback where the launcher finds it, and exit with its code."""
     try:
         code = main()
+    except KeyboardInterrupt:  # before there is a step that could be finished
+        code = 128 + signal.SIGINT
     except Exception:
         if ERROR_FILE in os.environ:
             write_error(Path(os.environ[ERROR_FILE]), traceback.format_exc())
@@ -141,8 +155,14 @@ def _catch(signals: Sequence[signal.Signals]) -> Iterator[list[int]]:
     """The numbers of the `signals` received meanwhile. What is ignored (nohup) stays ignored."""
     caught: list[int] = []
     before = {number: signal.getsignal(number) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
+
+    def catch(number: int, _frame: object) -> None:
+        caught.append(number)
+        if caught == [signal.SIGINT]:
+            os.write(sys.stderr.fileno(), b"\nstopping after the step in progress; Ctrl-C again stops at once\n")
+
     for number in before:
-        signal.signal(number, lambda received, _frame: caught.append(received))
+        signal.signal(number, catch)
     try:
         yield caught
     finally:

@@ -111,7 +111,8 @@ def wait_for_ranks(
 ) -> list[RankEnd]:
     """Wait until every rank has ended; how they did, in that order.
 
-    The first signal to stand in `caught` is sent on to all, and SIGKILL `signal_grace_s` later. Where a rank ends
+    The first signal to stand in `caught` is sent on to all, and SIGKILL `signal_grace_s` later, or at the second
+    SIGINT. Where a rank ends
     badly, the others get SIGTERM, and SIGKILL `shutdown_grace_s` later.
     """
     ends: dict[int, RankEnd] = {}
@@ -130,6 +131,8 @@ def wait_for_ranks(
         if caught:
             due_s.setdefault(caught[0], now_s)
             due_s.setdefault(signal.SIGKILL, now_s + signal_grace_s)
+        if caught.count(signal.SIGINT) > 1:  # Ctrl-C twice
+            due_s[signal.SIGKILL] = now_s
         # A rank that a signal killed (code < 0), even one sent on, will not do its part of the others' step.
         if any(end.code < 0 or (end.code > 0 and not end.obeyed) for end in ends.values()):
             due_s.setdefault(signal.SIGTERM, now_s + SETTLE_S)

@@ -39,7 +39,7 @@ class Kept(Protocol):
 class Run:
     """One training run in `config.run.dir`, resumed from its last checkpoint if it has one. A context manager.
 
-    SIGTERM and SIGUSR1, to any rank, end it after the step in progress, with a checkpoint; `exit_code` is then
+    SIGTERM, SIGUSR1 and SIGINT, to any rank, end it after the step in progress, with a checkpoint; `exit_code` is then
     128 + the signal's number, else 0.
     """
 
@@ -62,7 +62,7 @@ class Run:
             wandb_mode=config.run.wandb,
             wandb_project=config.run.wandb_project,
         )
-        self._signal = request_flag([signal.SIGTERM, signal.SIGUSR1])
+        self._signal = request_flag([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 
     def steps(self) -> Iterator[int]:
         """The steps still to do; after each, a checkpoint where one is due or the run was told to stop."""

@@ -54,7 +54,11 @@ def _write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]], max_sh
     total_bytes = pending_bytes = 0
 
     def flush() -> None:
-        save_file(pending, directory / f"shard-{len(shards)}", metadata={"format": "pt"})
+        shard = directory / f"shard-{len(shards)}"
+        shard.touch()
+        mode = shard.stat().st_mode
+        save_file(pending, shard, metadata={"format": "pt"})
+        shard.chmod(mode)  # as the umask says: safetensors leaves its files to their owner alone
         shards.append(list(pending))
         pending.clear()
 

@@ -74,10 +74,18 @@ def run_stage(title: str, module: str, arguments: Sequence[object], result: Path
         print(f"{result} is there already", flush=True)
         return
     started_s = time.monotonic()
-    finished = subprocess.run([sys.executable, "-W", "ignore", *command], check=False, env=_quiet_environment())
-    if finished.returncode:
-        sys.exit(finished.returncode)
+    if code := _wait(subprocess.Popen([sys.executable, "-W", "ignore", *command], env=_quiet_environment())):
+        sys.exit(code)
     print(f"[{time.monotonic() - started_s:.0f} s]", flush=True)
+
+
+def _wait(stage: subprocess.Popen) -> int:
+    """Its exit code. Ctrl-C reaches the stage as well, which ends as it sees fit: training after a step."""
+    while True:
+        try:
+            return stage.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 def run_command(number: str, command: Command, places: dict[str, object], result: Path) -> None:

@@ -62,8 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-steps", type=int, default=30)
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
     try:
-        play(parser.parse_args(arguments))
+        if not options.model.is_dir():
+            raise ValueError(f"{options.model} is no directory; give a Hugging Face model's")
+        if faults := load(options.env).option_faults(options.options):
+            raise ValueError("; ".join(faults))
+        play(options)
     except ValueError as error:
         print(f"tools.play: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""A rank for test_launch: says that it runs, waits for SIGTERM, needs `argv[2]` seconds more, and leaves a marker."""
+"""A rank for test_launch: says that it runs, waits for a signal, needs `argv[2]` seconds more, and leaves a marker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_opid.rendezvous import join_world
 
 def main() -> int:
     directory, rank = Path(sys.argv[1]), os.environ["RANK"]
-    stop = request_flag([signal.SIGTERM])
+    stop = request_flag([signal.SIGTERM, signal.SIGINT])
     join_world("gloo")
     (directory / f"running_{rank}").write_text(str(os.getpid()))
     while not stop():

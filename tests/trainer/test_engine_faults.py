@@ -105,7 +105,8 @@ def test_the_local_engine_and_the_cpu_servers_need_nothing():
         (["engine.name=sglang", "engine.num_servers=64", "engine.tensor_parallel=8"], ["need 512 GPUs"]),
     ],
 )
-def test_what_does_not_fit_together_is_refused(overrides: list[str], messages: list[str]):
+def test_what_does_not_fit_together_is_refused(overrides: list[str], messages: list[str], monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     found = faults(*overrides)
     assert len(found) == len(messages)
     assert all(message in fault for message, fault in zip(messages, found, strict=True))
@@ -130,3 +131,9 @@ def test_every_given_server_is_asked(tmp_path: Path):
         strict=True,
     ):
         assert message in fault
+
+
+def test_servers_of_our_own_need_a_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (fault,) = faults("engine.name=vllm", "engine.placement=colocated")
+    assert "this machine has none; set engine.name=local" in fault

@@ -66,13 +66,24 @@ def listening_addresses(pid: int) -> set[str]:
     return {row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in links}
 
 
-def test_a_signal_leaves_the_ranks_time_for_their_step(tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_the_ranks_time_for_their_step(tmp_path: Path, number: signal.Signals):
     with two_running_ranks(tmp_path, seconds_to_stop=4) as (launcher, _):
-        launcher.send_signal(signal.SIGTERM)
+        launcher.send_signal(number)
         _, screen = launcher.communicate(timeout=30)
-    assert launcher.returncode == 128 + signal.SIGTERM
+    assert launcher.returncode == 128 + number
     assert (tmp_path / "done_0").exists() and (tmp_path / "done_1").exists()
-    assert screen.endswith("stopped by SIGTERM; the same command resumes from the last checkpoint\n")
+    assert screen.endswith(f"stopped by {number.name}; the same command resumes from the last checkpoint\n")
+
+
+def test_ctrl_c_twice_does_not_wait(tmp_path: Path):
+    with two_running_ranks(tmp_path, seconds_to_stop=60) as (launcher, _):
+        launcher.send_signal(signal.SIGINT)
+        time.sleep(1)
+        launcher.send_signal(signal.SIGINT)
+        _, screen = launcher.communicate(timeout=30)
+    assert launcher.returncode == 128 + signal.SIGINT
+    assert "Ctrl-C again stops at once" in screen and not (tmp_path / "done_0").exists()
 
 
 def test_a_signal_may_reach_the_ranks_before_their_launcher(tmp_path: Path):
