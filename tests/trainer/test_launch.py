@@ -42,7 +42,9 @@ def two_running_ranks(directory: Path, *, seconds_to_stop: int) -> Iterator[tupl
     """The launcher and its ranks' process ids."""
     command = [sys.executable, "-c", LAUNCH, str(directory), str(seconds_to_stop)]
     environment = os.environ | {"TMPDIR": str(directory)}  # a killed launcher cannot remove its temporary directory
-    launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    launcher = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=_heed_interrupts
+    )
     marks = [directory / f"running_{rank}" for rank in range(2)]
     try:
         wait_until(lambda: all(mark.exists() and mark.read_text() for mark in marks), timeout_s=90)
@@ -50,6 +52,11 @@ def two_running_ranks(directory: Path, *, seconds_to_stop: int) -> Iterator[tupl
     finally:
         launcher.kill()
         launcher.communicate()
+
+
+def _heed_interrupts() -> None:
+    """A shell has what it runs in the background ignore SIGINT, these tests perhaps among it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float) -> None:
