@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 MAX_LINES = 2**15  # about 20 MB
 # A line with the line ends that follow it, blanks between them included: those may share a piece.
 LINE = re.compile(r"[^\n]*\n(?:\s*\n)?|[^\n]+")
+# Blanks on both sides of a line's end may be one piece with it: such a text, a rare one, is not cut.
+BLANKS_AROUND = re.compile(r"[^\S\n]\n\s*[^\S\n]")
 # What may stand around a line's end: words, digits, punctuation, blanks, marks that combine, other scripts, tags.
 FRAGMENTS = ("a", "The", "'s", "é", "\u0301", "7", "42", ".", "- go", "...", ":", '{"', "_x", "</a>", "<think>", "中",
-             "。", "ا", "🙂", "\u200d", "\u00a0x", "x ", "x\t", "x\r", "  y", "\tz", "#")  # fmt: skip
+             "。", "ا", "🙂", "\u200d", "\u00a0x", "x ", "x\t", "x\r", " a", "  y", "\tz", "#")  # fmt: skip
 
 
 class LineEncoder:
@@ -39,14 +41,14 @@ class LineEncoder:
         """Token ids of `text`."""
         if not self.by_line:
             return self._whole(text)
-        return tuple(chain.from_iterable(map(self._line_ids, LINE.findall(text))))
+        return tuple(chain.from_iterable(map(self._line_ids, _lines(text))))
 
     def _whole(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _lines_are_independent(self, fragments: list[str]) -> bool:
         texts = [f"{left}{end}{right}" for left in fragments for end in ("\n", "\n\n") for right in fragments]
-        split = [LINE.findall(text) for text in texts]
+        split = [_lines(text) for text in texts]
         lines = sorted(set(chain.from_iterable(split)))
         line_ids = dict(zip(lines, self._tokenizer(lines, add_special_tokens=False)["input_ids"], strict=True))
         text_ids = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -54,3 +56,7 @@ class LineEncoder:
             list(chain.from_iterable(line_ids[line] for line in parts)) == ids
             for parts, ids in zip(split, text_ids, strict=True)
         )
+
+
+def _lines(text: str) -> list[str]:
+    return [text] if BLANKS_AROUND.search(text) else LINE.findall(text)

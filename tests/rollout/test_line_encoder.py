@@ -55,6 +55,12 @@ def test_ids_are_those_of_the_whole_text(tokenizer, text):
     assert encoder.encode(text) == tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+@pytest.mark.parametrize("text", [" \n mug 1", "\n \n mug 1", "a \n\n - go to", "x\t\n mug 1"])
+def test_blanks_on_both_sides_of_a_lines_end(text):
+    for tokenizer in (QWEN, DEMO):
+        assert ENCODERS[id(tokenizer)].encode(text) == tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def test_pieces_across_lines_are_found_out():
     encoder = LineEncoder(ACROSS)
     assert not encoder.by_line
