@@ -9,6 +9,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -144,18 +145,24 @@ def _length_faults(config: Config, max_positions: int | None) -> list[str]:
     return faults
 
 
-def _actor_faults(config: Config, world_size: int, entry_point: str) -> list[str]:
-    """The parallel layout, and what the run directory already holds."""
-    from megatron_opid.actor.checkpoint_directory import checkpoint_faults
-    from megatron_opid.actor.layout import layout_faults
-    from megatron_opid.resume import resume_faults
+def _sound_hf_config(config: Config) -> dict[str, Any] | None:
+    """The model's config.json; None where _model_faults says what is wrong with it."""
     from megatron_opid.weights.hf_config import HfConfigError, hf_config_faults, read_hf_config
 
     try:
         hf_config = read_hf_config(resolve_model(config.actor.model))
     except HfConfigError:
-        return []  # _model_faults says why
-    if hf_config_faults(hf_config):
+        return None
+    return None if hf_config_faults(hf_config) else hf_config
+
+
+def _actor_faults(config: Config, world_size: int, entry_point: str) -> list[str]:
+    """The parallel layout, and what the run directory already holds."""
+    from megatron_opid.actor.checkpoint_directory import checkpoint_faults
+    from megatron_opid.actor.layout import layout_faults
+    from megatron_opid.resume import resume_faults
+
+    if (hf_config := _sound_hf_config(config)) is None:
         return []
     return [
         *layout_faults(config.actor, hf_config, world_size),
@@ -167,15 +174,11 @@ def _actor_faults(config: Config, world_size: int, entry_point: str) -> list[str
 def host_memory_faults(config: Config, world_size: int) -> list[str]:
     """Whether this machine's memory holds its ranks' share of an offloaded optimizer; the kernel would kill them."""
     from megatron_opid.weights.families import parameters
-    from megatron_opid.weights.hf_config import HfConfigError, hf_config_faults, parse_hf_config, read_hf_config
+    from megatron_opid.weights.hf_config import parse_hf_config
 
     if not config.optimizer.offload_fraction:
         return []
-    try:
-        hf_config = read_hf_config(resolve_model(config.actor.model))
-    except HfConfigError:
-        return []  # _model_faults says why
-    if hf_config_faults(hf_config):
+    if (hf_config := _sound_hf_config(config)) is None:
         return []
     count = sum(math.prod(sizes) for weight in parameters(parse_hf_config(hf_config)) for sizes in weight.hf_shapes)
     fraction = config.optimizer.offload_fraction

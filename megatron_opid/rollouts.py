@@ -103,8 +103,7 @@ class Rollout:
         if self._config.rollout.across_updates == "finish":
             self.finish()
         self._worker.run(self._engine.pause())
-        # The other ranks' requests, too; in a thread: they may wait for this loop to mend an engine of ours.
-        self._worker.run(asyncio.to_thread(all_gather_text, ""))
+        self._gather_texts("")  # the other ranks' requests, too
 
     def validate(self, tasks: Sequence[Task]) -> tuple[Trajectory, ...]:
         """One episode of each task at the validation temperature, with the same seeds at every call.
@@ -181,9 +180,12 @@ class Rollout:
         """This rank's episodes and those of the others."""
         analyzer = self._analyzer.counters() if self._analyzer is not None else {}
         share = Collected(step, self._worker.metrics, analyzer, tuple(played)).to_json()
-        # In a thread: while this rank waits for the others, its event loop mends engines that they wait for.
-        texts = self._worker.run(asyncio.to_thread(all_gather_text, share))
-        return join_shares([Collected.from_json(text) for text in texts], num_tasks, group_size)
+        shares = map(Collected.from_json, self._gather_texts(share))
+        return join_shares(list(shares), num_tasks, group_size)
+
+    def _gather_texts(self, text: str) -> list[str]:
+        """Every rank's text. In a thread: while this rank waits, its event loop mends engines that others wait for."""
+        return self._worker.run(asyncio.to_thread(all_gather_text, text))
 
     def _make_engine(self, directory: Path, place: Place) -> Engine:
         config = self._config

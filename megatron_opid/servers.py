@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_opid.config import Config, EngineConfig, resolve_model
+from rollout.address import LOOPBACK, address_towards
 
 if TYPE_CHECKING:
     from rollout.engines.commands import ServerSettings
     from rollout.engines.launch import Launcher
     from rollout.weight_sync.servers import AllGather
-
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,8 @@ def sync_name(engine: EngineConfig) -> str:
 def start_servers(config: Config, place: Place, all_gather: AllGather) -> tuple[Launcher | None, tuple[str, ...]]:
     """Start `engine.num_servers` servers on every machine; to be called by all ranks, over which `all_gather` is.
 
-    They listen on loopback where there is one machine. Where there are several it is the address of each that leads to
-    the others, and they ask for a key: ROLLOUT_ENGINE_API_KEY, which this sets to one of this run's own unless rank 0
-    has one.
+    They ask for a key: ROLLOUT_ENGINE_API_KEY, which this sets to one of this run's own unless rank 0 has one. They
+    listen on loopback where there is one machine, else on the address of each that leads to the others.
 
     Returns: the launcher of this machine's servers, on its first rank; the URLs of all servers, by machine.
 
@@ -138,8 +136,6 @@ def _share_key(place: Place, all_gather: AllGather) -> None:
 
 def _own_address(place: Place, all_gather: AllGather) -> str:
     """This machine's address as the others see it: towards rank 0's, and from there towards the second machine's."""
-    from rollout.address import address_towards
-
     addresses = all_gather(address_towards(os.environ["MASTER_ADDR"]))
     return addresses[place.rank] if place.first_rank > 0 else address_towards(addresses[place.num_local_ranks])
 

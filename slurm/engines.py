@@ -87,7 +87,8 @@ def serve(launcher: Launcher) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     from megatron_opid.servers import server_settings
-    from rollout.engines.launch import EVERYWHERE, Launcher, ServerStartError
+    from rollout.address import EVERYWHERE
+    from rollout.engines.launch import Launcher, ServerStartError
 
     try:
         config = load(sys.argv[1:] if arguments is None else arguments)

@@ -50,13 +50,7 @@ class Engine(Protocol):
     async def resume(self) -> None: ...
 
     async def sleep(self) -> None:
-        """Give the accelerator's memory back until `wake`."""
-        ...
-
-    async def wake(self) -> None: ...
-
-    async def health(self) -> None:
-        """Return if the engine can serve, raise EngineError with the reason if not."""
+        """Give the accelerator's memory back until new weights come."""
         ...
 
     async def counters(self) -> dict[str, float]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rollout.address import LOOPBACK
 from rollout.engines.http import ADMIN_KEY, API_KEY
 from rollout.engines.sglang import UNSYNCED
 
@@ -31,7 +32,7 @@ class ServerSettings:
     dialect: Literal["vllm", "sglang"]
     model: Path
     dtype: str
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     transfer: Literal["disk", "nccl", "ipc"] = "disk"
     tensor_parallel: int = 1
     gpu_memory_utilization: float = 0.85

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx
 
+from rollout.address import EVERYWHERE, LOOPBACK
 from rollout.engines.base import EngineError
 from rollout.engines.commands import ServerCommand, ServerSettings, server_command
 from rollout.engines.guard import GRACE_S, KILL_NOW
@@ -29,8 +30,6 @@ POLL_S = 0.2
 PROGRESS_EVERY_S = 15.0
 LOG_TAIL_LINES = 20
 LOWEST_PORT = 10000
-LOOPBACK = "127.0.0.1"
-EVERYWHERE = "0.0.0.0"  # listens on all addresses of the machine
 
 # Settings, port, GPUs, file for keys.
 MakeCommand = Callable[[ServerSettings, int, Sequence[str], Path], ServerCommand]

@@ -17,7 +17,7 @@ def routes(monkeypatch):
     """Which of this machine's addresses leads where; the first machine's own name leads to loopback, as in Debian."""
     monkeypatch.setenv("MASTER_ADDR", "n1")
     leads = {}
-    monkeypatch.setattr("rollout.address.address_towards", lambda host: leads[host])
+    monkeypatch.setattr("megatron_opid.servers.address_towards", lambda host: leads[host])
     return leads
 
 
