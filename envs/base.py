@@ -142,6 +142,8 @@ def load(name: str) -> EnvironmentPackage:
     except ModuleNotFoundError as error:
         if error.name == f"envs.{name}":
             fault = f"env.name={name!r} is not an environment; set env.name to a package under envs/"
+        elif (error.name or "").startswith("envs."):
+            raise  # a defect of ours
         else:
             fault = f"env.name={name} needs the package {error.name}; install it with pip install -e '.[{name}]'"
         raise ValueError(fault) from error

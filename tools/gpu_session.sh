@@ -15,8 +15,9 @@
 #   two-layouts   the LM head and every layout of the actor               6 min
 #   two-bench     1.7B on one and two GPUs, 4B and 8B on two              7 min
 #   two-engine    pushes by NCCL into a real server                       3 min
-#   two-sync      NCCL sync of 8B's shape, by size of bucket              6 min
-#   two-train     demo_gpu with its engine on the second GPU, three ways  8 min, the cold start included
+#   two-sync      NCCL sync of 8B's shape, by size of bucket              4 min
+#   two-train-WAY demo_gpu from the cold start                            3 min, the first one 2 more
+#                   WAY: plain, one_step_off, continue: its engine on the second GPU; colocated: over both GPUs
 #
 # Nothing starts that would not end within LIMIT_S seconds (540) of this script's start. Work lies in /tmp/gpu_session;
 # into OUT_DIR go FIRST_PART.tar.gz (logs, stacks of what hung, raw figures) and FIRST_PART.txt (the table). The exit
@@ -114,8 +115,11 @@ PY
 export -f demo
 export work
 
-cold() {
-  [ -d "$work/demo/sft_0/hf" ] || run cold 240 bash -c 'demo cold'
+cold() { # Once on a machine
+  (
+    flock 9
+    [ -d "$work/demo/sft_0/hf" ] || run cold 240 bash -c 'demo cold'
+  ) 9>"$work/cold.lock" || { failed=1; return 1; }
 }
 
 train() { # ARM SECONDS OVERRIDE...: demo_gpu from the cold start, with the files that tell how it went
@@ -197,7 +201,7 @@ two_bench() { # GiB are estimates of the fullest card, by one-GPU figures of an 
   bench_actor 1.7b agentic_alone --sequences 96 --no-peers                                                     # 54 GiB
   bench_actor_x2 1.7b_dp2 1.7b agentic --sequences 96 --set actor.overlap_communication=true                   # 45 GiB
   bench_actor_x2 1.7b_pp2 1.7b agentic --sequences 96 --no-peers \
-    --set actor.pipeline_parallel=2 actor.tokens_per_micro_batch=4096                                          # 25 GiB
+    --set actor.pipeline_parallel=2 actor.tokens_per_micro_batch=8192                                          # 35 GiB
   bench_actor_x2 4b_tp2 4b agentic --sequences 48 --no-peers --set "${tp2[@]}"                                 # 58 GiB
   if ((roomy)); then
     bench_actor_x2 4b_cp2_long 4b long --sequences 8 --no-peers --set actor.context_parallel=2                 # 73 GiB
@@ -215,16 +219,21 @@ two_bench() { # GiB are estimates of the fullest card, by one-GPU figures of an 
   fi
 }
 
-two_train() { # The trainer on the first GPU, the server on the second
-  local common=(engine.name="$1" engine.placement=disaggregated engine.sync=nccl run.num_steps=8 run.num_processes=1)
+two_train() { # WAY ENGINE: the trainer on the first GPU and the server on the second, or both on both
+  local way=$1 common=(engine.name="$2" run.num_steps=8)
+  local apart=(engine.placement=disaggregated engine.sync=nccl run.num_processes=1)
   local off=(rollout.one_step_off=true algorithm.correction=truncate)
-  train plain 200 "${common[@]}"
-  train one_step_off 200 "${common[@]}" "${off[@]}"
-  train continue 200 "${common[@]}" "${off[@]}" rollout.across_updates=continue
+  case $way in
+    plain) train "$way" 200 "${common[@]}" "${apart[@]}" ;;
+    one_step_off) train "$way" 200 "${common[@]}" "${apart[@]}" "${off[@]}" ;;
+    continue) train "$way" 200 "${common[@]}" "${apart[@]}" "${off[@]}" rollout.across_updates=continue ;;
+    colocated) train "$way" 200 "${common[@]}" engine.tensor_parallel=2 run.num_processes=2 ;;
+    *) echo "two-train-$way is no part" >&2; return 2 ;;
+  esac
 }
 
 part() { # PART
-  local engine=${1#*-}
+  local engine=${1##*-} # or what else the last part of the name is
   case $1 in
     actor) warm; run actor 400 python3 -m pytest -q -m gpu --basetemp "$logs/pytest" tests/actor/test_gpu.py ;;
     bench) warm; bench ;;
@@ -254,12 +263,12 @@ part() { # PART
       ;;
     two-sync)
       engine=$(installed_engine)
-      for bucket in 1024 512 4096; do # MiB; the first is engine.bucket_mib's default
+      for bucket in 1024 4096; do # MiB; the first is engine.bucket_mib's default
         run "sync_nccl_$bucket" 200 python3 -m tools.bench_weight_sync --dialect "$engine" --shape 8b --transport nccl \
           --bucket-mib $bucket --json "$logs/weight_sync_nccl_${engine}_$bucket.json"
       done
       ;;
-    two-train) two_train "$(installed_engine)" ;;
+    two-train-*) two_train "$engine" "$(installed_engine)" ;;
     *) echo "$1 is no part; the head of this file has them" >&2; return 2 ;;
   esac
 }

@@ -82,7 +82,7 @@ class Launcher:
         if settings.host != LOOPBACK and not os.environ.get(API_KEY):
             raise ServerStartError(f"servers on {settings.host} would serve anyone; set {API_KEY}")
         size, host = settings.tensor_parallel, LOOPBACK if settings.host == EVERYWHERE else settings.host
-        for index, port in enumerate(ports or _free_ports(num_servers, host)):
+        for index, port in enumerate(ports or free_ports(num_servers, host)):
             url, name = f"http://{host}:{port}", f"engine_{first_number + index}"
             own_gpus = gpus[index * size : (index + 1) * size]
             key_file = directory / f"{name}.keys.yaml"
@@ -234,7 +234,7 @@ def _tail(server: _Server, num_lines: int = LOG_TAIL_LINES) -> str:
     return "\n".join(["its log ends:" if num_lines > 1 else "", *(f"  {line}" for line in lines), f"  ({server.log})"])
 
 
-def _free_ports(count: int, host: str) -> list[int]:
+def free_ports(count: int, host: str) -> list[int]:
     """Ports of an address that nobody listens on now, at random, outside of the range from which the kernel gives ports
     to outgoing connections: one of those could hold a server's port in the moment of its restart."""
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())

@@ -159,17 +159,17 @@ class EnginePool:
 
     async def _answering(self) -> tuple[tuple[HttpEngine, ...], list[str]]:
         """The engines that answer, and why the others do not."""
-        engines, faults = [], []
 
-        async def ask(member: PoolMember) -> None:
+        async def fault_of(member: PoolMember) -> EngineFault | None:
             try:
                 await member.engine.health()
-                engines.append(member.engine)
             except EngineFault as fault:
-                faults.append(str(fault))
+                return fault
+            return None
 
-        await asyncio.gather(*map(ask, self._members))
-        return tuple(member.engine for member in self._members if member.engine in engines), faults
+        faults = await asyncio.gather(*map(fault_of, self._members))
+        pairs = zip(self._members, faults, strict=True)
+        return tuple(member.engine for member, fault in pairs if fault is None), [str(f) for f in faults if f]
 
     async def halt(self) -> None:
         """Mend nothing until `update` or `admit`."""

@@ -24,7 +24,7 @@ JOIN_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """Where the ranks of one group find each other: this process is rank 0 and listens there."""
 
     address: str
@@ -50,7 +50,7 @@ class Group(Protocol):
         ...
 
 
-OpenGroup = Callable[[Meeting], Group]
+OpenGroup = Callable[[Rendezvous], Group]
 
 
 class VllmGroup:
@@ -59,13 +59,13 @@ class VllmGroup:
     Its constructor makes a first all-reduce, which the servers answer while they join.
     """
 
-    def __init__(self, meeting: Meeting):
+    def __init__(self, rendezvous: Rendezvous):
         from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
         info = {
-            "master_address": meeting.address,
-            "master_port": meeting.port,
-            "world_size": meeting.world_size,
+            "master_address": rendezvous.address,
+            "master_port": rendezvous.port,
+            "world_size": rendezvous.world_size,
         }
         self._communicator: Any = NCCLWeightTransferEngine.trainer_init(info)
         if self._communicator.disabled:  # it would send nothing and say nothing
@@ -83,17 +83,17 @@ class VllmGroup:
 class SglangGroup:
     """A torch.distributed group beside the default one, named as the servers name it; needs the sglang package."""
 
-    def __init__(self, meeting: Meeting):
+    def __init__(self, rendezvous: Rendezvous):
         from sglang.srt.utils import init_custom_process_group
 
         # As the servers' tcp:// address makes it, but under torchrun as well, where torch would make rank 0 a client.
-        store = _store(meeting, rank=0)
+        store = _store(rendezvous, rank=0)
         self._group = init_custom_process_group(
             backend="nccl",
-            store=distributed.PrefixStore(meeting.name, store),
-            world_size=meeting.world_size,
+            store=distributed.PrefixStore(rendezvous.name, store),
+            world_size=rendezvous.world_size,
             rank=0,
-            group_name=meeting.name,
+            group_name=rendezvous.name,
         )
         self._stream = torch.cuda.Stream()
 
@@ -110,8 +110,8 @@ class SglangGroup:
 class GlooGroup:
     """For our CPU servers, which are the other ranks; apart from torch.distributed's own groups."""
 
-    def __init__(self, meeting: Meeting, rank: int = 0):
-        self._group = distributed.ProcessGroupGloo(_store(meeting, rank), rank, meeting.world_size, GLOO_TIMEOUT)
+    def __init__(self, rendezvous: Rendezvous, rank: int = 0):
+        self._group = distributed.ProcessGroupGloo(_store(rendezvous, rank), rank, rendezvous.world_size, GLOO_TIMEOUT)
 
     def broadcast(self, data: Tensor) -> None:
         """Send from rank 0; on the other ranks, receive into `data`."""
@@ -123,9 +123,11 @@ class GlooGroup:
         """Nothing to do: the connections close with the last reference, and a rank that dies ends the broadcast."""
 
 
-def _store(meeting: Meeting, rank: int) -> distributed.TCPStore:
+def _store(rendezvous: Rendezvous, rank: int) -> distributed.TCPStore:
     timeout = timedelta(seconds=JOIN_TIMEOUT_S)
-    return distributed.TCPStore(meeting.address, meeting.port, meeting.world_size, is_master=rank == 0, timeout=timeout)
+    return distributed.TCPStore(
+        rendezvous.address, rendezvous.port, rendezvous.world_size, is_master=rank == 0, timeout=timeout
+    )
 
 
 def opener(backend: str, dialect: str) -> OpenGroup:
@@ -150,30 +152,30 @@ def opener(backend: str, dialect: str) -> OpenGroup:
         raise EngineError(f"engine.sync=nccl needs {dialect} in the trainer's Python as well: {error}") from error
 
 
-async def join(engine: HttpEngine, backend: str, meeting: Meeting, rank_offset: int) -> None:
+async def join(engine: HttpEngine, backend: str, rendezvous: Rendezvous, rank_offset: int) -> None:
     """Have one server's ranks join as `rank_offset`, `rank_offset` + 1, ..."""
     place = {
-        "master_address": meeting.address,
-        "master_port": meeting.port,
+        "master_address": rendezvous.address,
+        "master_port": rendezvous.port,
         "rank_offset": rank_offset,
-        "world_size": meeting.world_size,
+        "world_size": rendezvous.world_size,
     }
     if engine.dialect == "vllm":
         await engine.post_update("/init_weight_transfer_engine", {"init_info": place})
     else:
-        body = {**place, "group_name": meeting.name, "backend": backend}
+        body = {**place, "group_name": rendezvous.name, "backend": backend}
         await engine.post_update("/init_weights_update_group", body)
 
 
-async def leave(engine: HttpEngine, meeting: Meeting) -> None:
+async def leave(engine: HttpEngine, rendezvous: Rendezvous) -> None:
     """Have one server forget its part of an old group, if it has one; vLLM does that when it joins a new one."""
     if engine.dialect == "sglang":
         with contextlib.suppress(EngineFault):  # a restarted server has none
-            await engine.post_update("/destroy_weights_update_group", {"group_name": meeting.name})
+            await engine.post_update("/destroy_weights_update_group", {"group_name": rendezvous.name})
 
 
 async def receive(
-    engine: HttpEngine, meeting: Meeting, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence, size: int
+    engine: HttpEngine, rendezvous: Rendezvous, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence, size: int
 ) -> None:
     """Have one server take a packed bucket of `size` bytes: one broadcast, which must come meanwhile."""
     if engine.dialect == "vllm":
@@ -182,6 +184,6 @@ async def receive(
         packing = {"packed": True, "packed_buffer_size_bytes": size}
         await engine.post_update("/update_weights", {"update_info": {**info, **packing}})
     else:
-        body = {"names": names, "dtypes": dtypes, "shapes": shapes, "group_name": meeting.name}
+        body = {"names": names, "dtypes": dtypes, "shapes": shapes, "group_name": rendezvous.name}
         options = {"load_format": "flattened_bucket", "flush_cache": False}
         await engine.post_update("/update_weights_from_distributed", {**body, **options})

@@ -15,8 +15,7 @@ from rollout.engines.base import EngineError
 from rollout.engines.http import HttpEngine
 from rollout.engines.pool import EnginePool
 from rollout.weight_sync.bucket import Bucket, buckets, new_memory
-from rollout.weight_sync.handles import make_handle as handle_in_memory
-from rollout.weight_sync.handles import vllm_payload
+from rollout.weight_sync.handles import make_handle, vllm_payload
 from rollout.weight_sync.servers import AllGather, Run, ServerSync
 
 NUM_BUFFERS = 2
@@ -51,7 +50,7 @@ class IpcSync(ServerSync):
         all_gather: AllGather,
         tensor_parallel: int,
         first_rank: int = 0,
-        make_handle: Callable[[Bucket, str], str] = handle_in_memory,
+        make_handle: Callable[[Bucket, str], str] = make_handle,
     ):
         super().__init__(pool, run, verify_every, is_sender=is_sender, all_gather=all_gather)
         self._bucket_bytes = bucket_bytes

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import queue
-import socket
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
@@ -19,11 +18,12 @@ from torch import Tensor
 from rollout.address import address_towards
 from rollout.engines.base import EngineError
 from rollout.engines.http import HttpEngine
+from rollout.engines.launch import free_ports
 from rollout.engines.pool import EnginePool
 from rollout.event_loop import in_own_thread
 from rollout.weight_sync.base import exhaust
 from rollout.weight_sync.bucket import Bucket, buckets
-from rollout.weight_sync.groups import JOIN_TIMEOUT_S, Group, Meeting, OpenGroup, join, leave, opener, receive
+from rollout.weight_sync.groups import JOIN_TIMEOUT_S, Group, OpenGroup, Rendezvous, join, leave, opener, receive
 from rollout.weight_sync.servers import AllGather, Run, ServerSync, alone
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class NcclSync(ServerSync):
         self._bucket_bytes = bucket_bytes
         self._backend = backend
         self._device = torch.cuda.current_device() if backend == "nccl" else None
-        self._group: tuple[Group, Meeting] | None = None
+        self._group: tuple[Group, Rendezvous] | None = None
         self._members: frozenset[str] = frozenset()
 
     def give(self, named_tensors: Iterator[tuple[str, Tensor]], version: int) -> Collection[str]:
@@ -120,11 +120,11 @@ class NcclSync(ServerSync):
         return [engine.url for engine in engines]
 
     async def _broadcast(self, engines: tuple[HttpEngine, ...], bucket: Bucket) -> None:
-        group, meeting = self._group
+        group, rendezvous = self._group
         parts = (bucket.names, bucket.dtypes, bucket.shapes, len(bucket.data))
         async with asyncio.TaskGroup() as tasks:
             for engine in engines:
-                tasks.create_task(receive(engine, meeting, *parts))
+                tasks.create_task(receive(engine, rendezvous, *parts))
             tasks.create_task(self._in_thread(lambda: group.broadcast(bucket.data)))
 
     async def _join(self, engines: tuple[HttpEngine, ...], all_known: bool) -> None:
@@ -135,21 +135,22 @@ class NcclSync(ServerSync):
             return
         await self._part(engines)
         sizes = [await engine.world_size() for engine in engines]
-        meeting = Meeting(_own_address([engine.url for engine in engines]), _free_port(), 1 + sum(sizes))
+        (port,) = free_ports(1, "")
+        rendezvous = Rendezvous(_own_address([engine.url for engine in engines]), port, 1 + sum(sizes))
         offsets = [1 + sum(sizes[:index]) for index in range(len(sizes))]
         open_group = await self._in_thread(lambda: opener(self._backend, engines[0].dialect))
-        self._group = await self._open(open_group, meeting, engines, offsets), meeting
+        self._group = await self._open(open_group, rendezvous, engines, offsets), rendezvous
         self._members = members
 
     async def _open(
-        self, open_group: OpenGroup, meeting: Meeting, engines: tuple[HttpEngine, ...], offsets: Sequence[int]
+        self, open_group: OpenGroup, rendezvous: Rendezvous, engines: tuple[HttpEngine, ...], offsets: Sequence[int]
     ) -> Group:
         joining = (
-            join(engine, self._backend, meeting, offset) for engine, offset in zip(engines, offsets, strict=True)
+            join(engine, self._backend, rendezvous, offset) for engine, offset in zip(engines, offsets, strict=True)
         )
         try:
             async with asyncio.timeout(JOIN_TIMEOUT_S):
-                *_, group = await asyncio.gather(*joining, self._in_thread(lambda: open_group(meeting)))
+                *_, group = await asyncio.gather(*joining, self._in_thread(lambda: open_group(rendezvous)))
         except TimeoutError:
             urls = ", ".join(engine.url for engine in engines)
             raise EngineError(f"not all of {urls} joined a group within {JOIN_TIMEOUT_S:.0f} s") from None
@@ -160,8 +161,8 @@ class NcclSync(ServerSync):
         others."""
         if self._group is None:
             return
-        (group, meeting), self._group, self._members = self._group, None, frozenset()
-        leaving: list[Coroutine[Any, Any, None]] = [leave(engine, meeting) for engine in engines]
+        (group, rendezvous), self._group, self._members = self._group, None, frozenset()
+        leaving: list[Coroutine[Any, Any, None]] = [leave(engine, rendezvous) for engine in engines]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 results = await asyncio.gather(self._in_thread(group.close), *leaving, return_exceptions=True)
@@ -205,9 +206,3 @@ def _own_address(urls: Sequence[str]) -> str:
     hosts = [urlsplit(url).hostname for url in urls]
     addresses = [address_towards(host) for host in hosts]
     return next((address for address in addresses if not address.startswith("127.")), addresses[0])
-
-
-def _free_port() -> int:
-    with socket.socket() as holder:
-        holder.bind(("", 0))
-        return holder.getsockname()[1]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+from rollout.engines.launch import free_ports
 
 REPOSITORY = Path(__file__).parents[2]
 STACKS_S = 10  # to write them and end
@@ -20,9 +21,7 @@ def start(
     module: str, num_ranks: int, *arguments: str, log_dir: Path, environment: Mapping[str, str] | None = None
 ) -> list[subprocess.Popen]:
     """One process per rank with torchrun's environment, and `environment`; rank r writes to `log_dir`/rank_r.log."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1, "127.0.0.1")
     processes = []
     for rank in range(num_ranks):
         of_rank = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import threading
 from collections.abc import Iterator
@@ -142,8 +143,15 @@ def test_packages_of_our_servers_and_of_environments_are_asked_for_before(monkey
     def missing(name: str):
         raise ModuleNotFoundError("No module named 'ijson'", name="ijson")
 
-    monkeypatch.setattr("envs.base.importlib.import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ValueError, match=r"env.name=webshop needs the package ijson; install it with .*\[webshop\]"):
+        load_environment("webshop")
+
+    def broken(name: str):
+        raise ModuleNotFoundError("No module named 'envs.shops'", name="envs.shops")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(ModuleNotFoundError, match="envs.shops"):  # a defect of ours is not called a missing extra
         load_environment("webshop")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rollout.engines.server.host import Host
-from rollout.weight_sync.groups import GlooGroup, Meeting
+from rollout.weight_sync.groups import GlooGroup, Rendezvous
 
 
 class Transfer:
@@ -24,7 +24,7 @@ class Transfer:
 
     async def join(self, address: str, port: int, rank: int, world_size: int) -> None:
         """Enter the trainer's group, leaving an older one; returns when all ranks are there."""
-        self._group = await asyncio.to_thread(GlooGroup, Meeting(address, port, world_size), rank)
+        self._group = await asyncio.to_thread(GlooGroup, Rendezvous(address, port, world_size), rank)
 
     def leave(self) -> bool:
         """Whether there was a group to leave."""

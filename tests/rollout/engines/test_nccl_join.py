@@ -9,7 +9,7 @@ import torch
 
 from rollout.engines.base import EngineError
 from rollout.event_loop import EventLoop
-from rollout.weight_sync.groups import Meeting, opener
+from rollout.weight_sync.groups import Rendezvous, opener
 from rollout.weight_sync.nccl import NcclSync
 
 
@@ -51,7 +51,7 @@ def test_a_server_that_never_joins_stops_the_run_at_once(monkeypatch, store_s: i
     monkeypatch.setattr("rollout.weight_sync.nccl.JOIN_TIMEOUT_S", join_s)
     loop, older = EventLoop(), ClosedOnce()
     sync = NcclSync(Pool(), loop.run, 1, is_sender=True, bucket_bytes=64, backend="gloo")
-    sync._group = older, Meeting("127.0.0.1", 9, 2)
+    sync._group = older, Rendezvous("127.0.0.1", 9, 2)
     started_s = time.perf_counter()
     with pytest.raises(EngineError, match=rf"version 2 were not taken by all servers, restart them.*({words})"):
         sync.push([("weight", torch.zeros(4))], 2)
