@@ -29,6 +29,7 @@ from transformers import AutoTokenizer
 
 from envs import alfworld
 from envs.base import PromptView, Task
+from megatron_opid.servers import visible_gpus
 from megatron_opid.skills.chat_analyzer import ChatAnalyzer
 from megatron_opid.skills.endpoint import Endpoint
 from megatron_opid.skills.openai_analyzer import EndpointModel
@@ -228,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
         with Launcher(
             settings,
             num_servers=options.servers,
-            gpus=[str(index) for index in range(options.gpus)],
+            gpus=visible_gpus()[: options.gpus],
             directory=work / "logs",
             startup_timeout_s=900,
             make_command=server_command if options.token_ms is None else simulated,

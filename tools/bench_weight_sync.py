@@ -32,6 +32,7 @@ from rollout.engines.commands import ServerSettings
 from rollout.engines.launch import Launcher
 from rollout.engines.pool import EnginePool, PoolSettings
 from rollout.weight_sync.base import WeightSync
+from rollout.weight_sync.bucket import buckets
 from rollout.weight_sync.disk import DiskSync
 from rollout.weight_sync.ipc import IpcSync
 from rollout.weight_sync.nccl import NcclSync
@@ -106,6 +107,7 @@ class Bench:
 
     def run(self) -> dict:
         """Start, push, sleep: the figures."""
+        link = {} if self._options.cpu else self._link()  # while its memory is free
         asyncio.run(self.launcher.start())
         self._engine = CLIENTS[self._options.dialect](self.launcher.urls[0])
         with asyncio.Runner() as runner:
@@ -120,7 +122,22 @@ class Bench:
                 figures["pushes_s"].append(sync.push(self.weights.stream(), version).seconds)
             self._run(self._sample())
             self._run(pool.close())
-        return figures | self._summary(figures)
+        figures["gather_s"] = self._gather_s()
+        return figures | self._summary(figures, link)
+
+    def _link(self) -> dict[str, float]:
+        return {"link_gib_per_s": link_bytes_per_s(1 if self._options.transport == "nccl" else 0) / GIB}
+
+    def _gather_s(self) -> float:
+        """Of making the tensors and packing them, with nobody to send them to: the median of three times."""
+        times = []
+        for _ in range(3):
+            started_s = time.perf_counter()
+            for _ in buckets(self.weights.stream(), self._options.bucket_mib << 20):
+                if not self._options.cpu:
+                    torch.cuda.synchronize()
+            times.append(time.perf_counter() - started_s)
+        return statistics.median(times)
 
     def _sync(self, pool: EnginePool) -> WeightSync:
         common = {"is_sender": True, "bucket_bytes": self._options.bucket_mib << 20}
@@ -154,13 +171,11 @@ class Bench:
         sampling = Sampling(temperature=1.0, max_tokens=8, stop_token_ids=(), seed=1)
         await self._engine.generate([5, 6, 7], sampling, session="a")
 
-    def _summary(self, figures: dict) -> dict:
-        seconds = statistics.median(figures["pushes_s"])
-        summary = {"gib": self.weights.num_bytes / GIB, "push_s": seconds}
-        if not self._options.cpu:
-            bytes_per_s = link_bytes_per_s(1 if self._options.transport == "nccl" else 0)
-            summary["link_gib_per_s"] = bytes_per_s / GIB
-            summary["push_over_bytes_at_link_speed"] = seconds * bytes_per_s / self.weights.num_bytes
+    def _summary(self, figures: dict, link: dict[str, float]) -> dict:
+        seconds, gib = statistics.median(figures["pushes_s"]), self.weights.num_bytes / GIB
+        summary = {"gib": gib, "push_s": seconds, **link}
+        if link:
+            summary["push_over_bytes_at_link_speed"] = seconds * link["link_gib_per_s"] / gib
         return summary
 
     def _write_model(self, directory: Path, dtype: torch.dtype) -> Path:
@@ -185,7 +200,10 @@ def link_bytes_per_s(peer: int) -> float:
     for _ in range(10):
         target.copy_(source)
     torch.cuda.synchronize()
-    return 10 * GIB / (time.perf_counter() - started_s)
+    seconds = time.perf_counter() - started_s
+    del source, target
+    torch.cuda.empty_cache()
+    return 10 * GIB / seconds
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rollout.address import LOOPBACK
 from rollout.engines.http import ADMIN_KEY, API_KEY
@@ -18,6 +18,9 @@ from rollout.engines.sglang import UNSYNCED
 ENGINE_PYTHON = "ENGINE_PYTHON"
 KEY_GUARD = "rollout.engines.key_guard.KeyGuard"
 EXTENSION = "rollout.engines.vllm_extension.WeightBook"
+# Tokens of a step for which vLLM replays a CUDA graph. Its own sizes end at two tokens a sequence, which only a step of
+# nothing but next tokens stays below; where each episode goes on by itself, nearly every step holds a prompt, too.
+VLLM_GRAPH_TOKENS = (1, 2, 4, *range(8, 256, 8), *range(256, 2049, 128))
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,11 @@ def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> S
         *("--worker-extension-cls", EXTENSION),
         "--disable-uvicorn-access-log",  # a line per response
     ]
+    compilation: dict[str, Any] = {"cudagraph_capture_sizes": VLLM_GRAPH_TOKENS}
     if settings.tensor_parallel > 1:
-        arguments += ["--compilation-config", json.dumps({"pass_config": {"fuse_allreduce_rms": False}})]
+        compilation["pass_config"] = {"fuse_allreduce_rms": False}
         environment = environment | {"VLLM_ALLREDUCE_USE_SYMM_MEM": "0"}
+    arguments += ["--compilation-config", json.dumps(compilation)]
     if settings.max_model_tokens is not None:
         arguments += ["--max-model-len", str(settings.max_model_tokens)]
     if settings.sleeps:

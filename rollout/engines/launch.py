@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -29,6 +31,8 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.2
 PROGRESS_EVERY_S = 15.0
 LOG_TAIL_LINES = 20
+MAX_ERRORS = 5
+EXCEPTION = re.compile(r"\b[A-Z]\w*(Error|Exception): .+")
 LOWEST_PORT = 10000
 # What torchrun and our launcher tell a rank. A server that inherits it takes its own ranks for the trainer's.
 OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -183,7 +187,9 @@ class Launcher:
             while not await _answers(client):
                 now_s = time.monotonic()
                 if (code := server.process.poll()) is not None:
-                    raise ServerStartError(f"a server ended with code {code} at its start\n{_tail(server)}")
+                    raise ServerStartError(
+                        f"a server ended with code {code} at its start\n{_errors(server)}{_tail(server)}"
+                    )
                 if now_s - started_s > self._startup_timeout_s:
                     _kill(server)
                     waited = f"{self._startup_timeout_s:.0f} s (engine.startup_timeout_s)"
@@ -227,11 +233,22 @@ def _kill(server: _Server) -> None:
 
 def _tail(server: _Server, num_lines: int = LOG_TAIL_LINES) -> str:
     """The last lines of what the server's process printed."""
+    lines = _printed(server)[-num_lines:]
+    return "\n".join(["its log ends:" if num_lines > 1 else "", *(f"  {line}" for line in lines), f"  ({server.log})"])
+
+
+def _errors(server: _Server) -> str:
+    """The exceptions in what the server's process printed, the first ones: a cause lies far above the end, as one
+    process of the server after another passes on that it failed."""
+    found = dict.fromkeys(match[0] for line in _printed(server) if (match := EXCEPTION.search(line)))
+    return "\n".join(["its errors:", *(f"  {error}" for error in islice(found, MAX_ERRORS))]) + "\n" if found else ""
+
+
+def _printed(server: _Server) -> list[str]:
     text = server.log.read_bytes()[server.log_start :].decode(errors="replace")
     for key in filter(None, map(os.environ.get, (API_KEY, ADMIN_KEY))):
         text = text.replace(key, "***")
-    lines = text.splitlines()[-num_lines:]
-    return "\n".join(["its log ends:" if num_lines > 1 else "", *(f"  {line}" for line in lines), f"  ({server.log})"])
+    return text.splitlines()
 
 
 def free_ports(count: int, host: str) -> list[int]:
