@@ -155,6 +155,8 @@ class EnginePool:
             faults += filter(None, failures)
         if not engines:
             raise EngineError(f"no engine answers: {'; '.join(faults)}")
+        for fault in faults:
+            logger.warning("gets no weights, since it does not answer: %s", fault)
         return engines
 
     async def _answering(self) -> tuple[tuple[HttpEngine, ...], list[str]]:

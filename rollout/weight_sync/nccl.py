@@ -103,9 +103,8 @@ class NcclSync(ServerSync):
             await asyncio.gather(*(engine.begin_update() for engine in engines))
             await self._join(engines, held == expected and None not in held)
             await _each(engines, "vllm", "/start_weight_update")
-            async with asyncio.TaskGroup() as receiving:
-                while isinstance(bucket := await in_own_thread(waiting.get), Bucket):
-                    await self._broadcast(engines, bucket, receiving)
+            while isinstance(bucket := await in_own_thread(waiting.get), Bucket):
+                await self._broadcast(engines, bucket)
             if bucket is End.BROKEN:
                 raise EngineError(bucket.value)
             await _each(engines, "vllm", "/finish_weight_update")
@@ -120,14 +119,13 @@ class NcclSync(ServerSync):
             raise EngineError(fault) from error
         return [engine.url for engine in engines]
 
-    async def _broadcast(self, engines: tuple[HttpEngine, ...], bucket: Bucket, receiving: asyncio.TaskGroup) -> None:
-        """Returns when the servers have the bytes; they may still be loading them, in tasks of `receiving`. The next
-        request comes after this one's broadcast, so a server takes them in order, and finds it waiting."""
+    async def _broadcast(self, engines: tuple[HttpEngine, ...], bucket: Bucket) -> None:
         group, rendezvous = self._group
         parts = (bucket.names, bucket.dtypes, bucket.shapes, len(bucket.data))
-        for engine in engines:
-            receiving.create_task(receive(engine, rendezvous, *parts))
-        await self._in_thread(lambda: group.broadcast(bucket.data))
+        async with asyncio.TaskGroup() as tasks:
+            for engine in engines:
+                tasks.create_task(receive(engine, rendezvous, *parts))
+            tasks.create_task(self._in_thread(lambda: group.broadcast(bucket.data)))
 
     async def _join(self, engines: tuple[HttpEngine, ...], all_known: bool) -> None:
         """Form the group anew if other servers are to be in it, or if one does not have the weights of the last push:
@@ -197,7 +195,7 @@ def _hand_over(waiting: queue.Queue[Bucket | End], bucket: Bucket | End, sending
 
 
 def _cause(error: RuntimeError | ExceptionGroup) -> BaseException:
-    """Of several failures of one push the server's own: a broken broadcast says little."""
+    """Of several failures of one bucket the server's own: a broken broadcast says little."""
     if not isinstance(error, ExceptionGroup):
         return error
     return min(error.exceptions, key=lambda one: not isinstance(one, EngineError))
