@@ -235,7 +235,11 @@ def main(arguments: list[str] | None = None) -> int:
             make_command=server_command if options.token_ms is None else simulated,
         ) as launcher:
             asyncio.run(launcher.start())
-            figures = run(Bench(options, games, model, launcher), options)
+            _report(run(Bench(options, games, model, launcher), options), options)  # before the servers take their time
+    return 0
+
+
+def _report(figures: dict[str, dict[str, float]], options: argparse.Namespace) -> None:
     free, locked, analyzed = figures["free"], figures["lock_step"], figures["analyzed"]
     summary = {
         "engine_busy_share": free["engine_busy_share"],
@@ -254,7 +258,6 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=1) + "\n")
-    return 0
 
 
 def _tiny_model(games: Path, texts: Path, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,14 @@ from rollout.engines.sglang import UNSYNCED
 ENGINE_PYTHON = "ENGINE_PYTHON"
 KEY_GUARD = "rollout.engines.key_guard.KeyGuard"
 EXTENSION = "rollout.engines.vllm_extension.WeightBook"
+# nvidia/cu13/lib, or of CUDA 12 nvidia/cuda_runtime/lib.
+FIND_CUDA_RUNTIME = """
+import importlib.util, pathlib
+spec = importlib.util.find_spec("nvidia")
+for place in spec.submodule_search_locations if spec else ():
+    for library in pathlib.Path(place).glob("*/lib/libcudart.so.*"):
+        print(library.parent)
+"""
 # Tokens of a step for which vLLM replays a CUDA graph. Its own sizes end at two tokens a sequence, which only a step of
 # nothing but next tokens stays below; where each episode goes on by itself, nearly every step holds a prompt, too.
 VLLM_GRAPH_TOKENS = (1, 2, 4, *range(8, 256, 8), *range(256, 2049, 128))
@@ -74,6 +83,16 @@ def server_command(settings: ServerSettings, port: int, gpus: Sequence[str], key
 def _engine_python() -> str:
     """vLLM and SGLang want another PyTorch than the trainer: they may have a Python of their own."""
     return os.environ.get(ENGINE_PYTHON) or sys.executable
+
+
+def _with_cuda_runtime(library_path: str) -> str:
+    """`library_path` and where the engine's Python has torch's CUDA runtime, if pip installed it.
+
+    SGLang's memory saver is preloaded, before Python could say where libcudart is; without it the scheduler ends with
+    exit code 127 (sgl-project/sglang issue 36533).
+    """
+    found = subprocess.run([_engine_python(), "-c", FIND_CUDA_RUNTIME], capture_output=True, text=True, timeout=60)
+    return ":".join(filter(None, [library_path, *found.stdout.splitlines()]))
 
 
 def _cpu(settings: ServerSettings, port: int) -> ServerCommand:
@@ -143,6 +162,7 @@ def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], ke
         arguments += ["--context-length", str(settings.max_model_tokens)]
     if settings.sleeps:
         arguments += ["--enable-memory-saver"]
+        environment = environment | {"LD_LIBRARY_PATH": _with_cuda_runtime(os.environ.get("LD_LIBRARY_PATH", ""))}
     if settings.dummy_weights:
         arguments += ["--load-format", "dummy"]
     keys = {"api-key": os.environ.get(API_KEY), "admin-api-key": os.environ.get(ADMIN_KEY)}

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from megatron_opid.config import ActorConfig, Config
 from tools.plan.compute import head_score_s, head_train_s, layer_time
 from tools.plan.constants import gpu
@@ -30,12 +32,17 @@ VOCABULARY = 151_936
 SEEN_TOKENS = 16_384
 # Of the seen run; the prediction depends on it through attention alone.
 SEQUENCE_TOKENS = (512, 2048)
-# tools.bench_actor on one H200, by the published model of the same shape.
+# tools.bench_actor on one H200, or (x2) two, by the published model of the same shape.
 ACTOR_BENCHES = {
     "actor_0.6b_agentic": "Qwen3-0.6B",
     "actor_1.7b_agentic": "Qwen3-1.7B",
     "actor_4b_agentic": "Qwen3-4B",
     "actor_4b_long": "Qwen3-4B",
+    "actor_x2_1.7b_dp2": "Qwen3-1.7B",
+    "actor_x2_1.7b_pp2": "Qwen3-1.7B",
+    "actor_x2_4b_tp2": "Qwen3-4B",
+    "actor_x2_4b_cp2_long": "Qwen3-4B",
+    "actor_x2_8b_tp2": "Qwen3-8B",
 }
 SEEN_S = {"forward": 0.061, "forward and backward": 0.125}
 
@@ -83,7 +90,8 @@ def _seen() -> Iterator[Check]:
 def _actor(name: str, model: str) -> Iterator[Check]:
     """A scoring pass and an update over a batch, and the memory of the update, in bench_actor's configuration."""
     bench = json.loads((BENCH / f"{name}.json").read_text())
-    config, sizes, count = Config(), Sizes.of(PUBLISHED_MODELS[model]), bench["sequences"]
+    config, layout = _configuration(bench)
+    sizes, count = Sizes.of(PUBLISHED_MODELS[model]), bench["sequences"]
     response = bench["response_tokens"] / count
     workload = Workload(
         num_episodes=count,
@@ -96,17 +104,25 @@ def _actor(name: str, model: str) -> Iterator[Check]:
         num_updates=1,
         num_analyses=0,
     )
-    trainer = Trainer(config, sizes, ONE_GPU, gpu("h200"), workload)
+    trainer = Trainer(config, sizes, layout, gpu("h200"), workload)
     memory = trainer_memory(
-        sizes, ONE_GPU, config.actor, config.optimizer, row_share=workload.row_share, reference=False
+        sizes, layout, config.actor, config.optimizer, row_share=workload.row_share, reference=False
     )
     measured, title = bench["actor"], f"{model}, {count} {bench['batch']} sequences, {bench['tokens']:,} tokens"
+    title += f", {name.rpartition('x2_')[2].split('_')[1].upper()}" if layout.num_gpus > 1 else ""
     scored = trainer.score(bench["tokens"], bench["response_tokens"]).seconds
     yield Check(f"{title}, scoring", statistics.median(measured["score_s"]), scored)
     yield Check(f"{title}, update", statistics.median(measured["update_s"]), trainer.update().seconds)
     # What torch has allocated: the driver's share is not in it.
     predicted = memory.total - memory.parts["reserved"]
     yield Check(f"{title}, memory", measured["peak_gib"] * 2**30, predicted)
+
+
+def _configuration(bench: dict) -> tuple[Config, Layout]:
+    """The bench's overrides, all of them of the actor."""
+    overrides = dict(override.removeprefix("actor.").split("=") for override in bench.get("overrides", ()))
+    actor = ActorConfig(**{name: yaml.safe_load(value) for name, value in overrides.items()})
+    return replace(Config(), actor=actor), Layout.of(actor, bench.get("ranks", 1))
 
 
 def _head(bench: dict) -> Iterator[Check]:

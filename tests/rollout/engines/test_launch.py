@@ -93,6 +93,25 @@ def test_both_ends_of_a_transfer_by_nccl_allocate_alike(monkeypatch, tmp_path):
         assert made.environment["NCCL_CUMEM_ENABLE"] == wanted
 
 
+@pytest.mark.parametrize("given", ["", "/opt/lib"])
+def test_a_server_that_sleeps_finds_the_cuda_runtime_of_pip(monkeypatch, tmp_path, given: str):
+    """SGLang's memory saver is loaded before Python, which alone knows the place."""
+    place = tmp_path / "nvidia" / "cu13" / "lib"
+    place.mkdir(parents=True)
+    (place / "libcudart.so.13").touch()
+    (tmp_path / "nvidia" / "cublas" / "lib").mkdir(parents=True)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("LD_LIBRARY_PATH", given)
+    made = {
+        sleeps: server_command(
+            ServerSettings("sglang", Path("/model"), "bfloat16", sleeps=sleeps), 8000, ["0"], tmp_path / "keys.yaml"
+        ).environment
+        for sleeps in (True, False)
+    }
+    assert made[True]["LD_LIBRARY_PATH"] == ":".join(filter(None, [given, str(place)]))
+    assert "LD_LIBRARY_PATH" not in made[False]
+
+
 def test_servers_on_several_gpus_leave_multicast_alone(tmp_path):
     words = {}
     for dialect in ("vllm", "sglang"):
