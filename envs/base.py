@@ -136,11 +136,12 @@ def load(name: str) -> EnvironmentPackage:
 
     Raises:
         ValueError: no environment has that name, or it needs packages that are not installed.
+        ModuleNotFoundError: the package imports a module of ours that is not there.
     """
     try:
         return importlib.import_module(f"envs.{name}")
     except ModuleNotFoundError as error:
-        if error.name == f"envs.{name}":
+        if f"envs.{name}".startswith(error.name or "-"):
             fault = f"env.name={name!r} is not an environment; set env.name to a package under envs/"
         elif (error.name or "").startswith("envs."):
             raise  # a defect of ours

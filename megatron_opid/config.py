@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -265,7 +266,7 @@ def load(overrides: Sequence[str]) -> Config:
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, MissingConfigException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -275,6 +276,8 @@ def load(overrides: Sequence[str]) -> Config:
     try:
         with initialize_config_dir(str(CONFIG_DIR.resolve()), version_base="1.3"):
             composed = OmegaConf.to_container(compose("config", overrides=forced), resolve=True)
+    except MissingConfigException as error:
+        raise ConfigError([_unknown_experiment(overrides) or str(error).splitlines()[0]]) from error
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         raise ConfigError([f"{error}".splitlines()[0] + (f" ({cause})" if cause is not error else "")]) from error
@@ -282,6 +285,18 @@ def load(overrides: Sequence[str]) -> Config:
         return TypeAdapter(Config).validate_python(composed)
     except PydanticError as error:
         raise ConfigError([_fault(detail) for detail in error.errors()]) from error
+
+
+def _unknown_experiment(overrides: Sequence[str]) -> str:
+    """What to say of an experiment that is not there; nothing if they all are."""
+    known = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
+    for override in overrides:
+        key, _, name = override.partition("=")
+        if key == "experiment" and name not in known:
+            near = get_close_matches(name, known, n=3)
+            which = f"did you mean {' or '.join(near)}?" if near else f"set one of {', '.join(known)}"
+            return f"experiment={name} does not exist; {which}"
+    return ""
 
 
 def resolve_model(name: str) -> Path:

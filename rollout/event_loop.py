@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -11,11 +12,16 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# Every operation of torch gives the interpreter up and wants it back, for which a thread waits this long by default
+# 5 ms: a trainer beside a busy rollout would launch a few hundred kernels a second (tools/bench_beside.py).
+SWITCH_INTERVAL_S = 2e-5
+
 
 class EventLoop:
     """A loop in a thread of its own, from now until `close`: what mends servers goes on while the caller trains."""
 
     def __init__(self) -> None:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollout", daemon=True)
         self._thread.start()

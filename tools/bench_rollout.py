@@ -6,8 +6,10 @@ training does it with an analyzer endpoint that takes `--analyzer-s` per episode
 the machine's own wandering shows. Without `--model` a tiny one with random weights is made and served by our CPU
 server; `--gpus 1 --model DIR` serves a real one with vLLM or SGLang. With `--token-ms` the CPU server computes nothing:
 each response takes that long per token, however many are sampled at once, as on a GPU that is bound by reading its
-weights; its length is drawn evenly from 1 to `--response-tokens`, so that lock step, which waits for the longest, could
-at best be beaten by nearly 2. What is measured then is how close the rollout comes to that.
+weights. Its length is drawn evenly from 1 to `--response-tokens`, or with `--mean-tokens` exponentially and cut there.
+Lock step waits for the longest answer of each turn, free episodes end with the longest sum of an episode's answers;
+`ceiling_over_lock_step` is the ratio of the two, all there is to win where the server samples for all episodes at once
+and nothing else takes time; what is measured is how close it comes.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import platform
 import tempfile
@@ -22,6 +25,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +142,15 @@ async def slow_analyzer(latency_s: float):
         server.close()
 
 
+def ceiling_over_lock_step(trajectories: Sequence[Trajectory]) -> float:
+    """The tokens of every turn's longest answer over those of the longest episode: the ratio of the two ways' times
+    where a token takes the same time however many are sampled at once, and nothing else takes any."""
+    lengths = [[len(step.response_ids) for step in trajectory.steps] for trajectory in trajectories]
+    locked = sum(max(turn) for turn in zip_longest(*lengths, fillvalue=0))
+    longest = max(map(sum, lengths), default=0)
+    return locked / longest if longest else math.nan
+
+
 class Bench:
     """Servers that hold the model, a worker on them, and the ways to play."""
 
@@ -166,7 +179,7 @@ class Bench:
     async def play(self, worker: RolloutWorker, label: str, annotator: Callable[[Trajectory], Awaitable[Any]] | None):
         """One collection: its figures."""
         before, started_s = server_counters(self._urls), time.perf_counter()
-        await worker.collect(
+        trajectories = await worker.collect(
             self._tasks, self._options.group, self.settings, training_step=0, annotator=annotator, label=label
         )
         seconds = time.perf_counter() - started_s
@@ -176,6 +189,7 @@ class Bench:
         figures["seconds"] = seconds
         figures["annotator_exposed_s"] = worker.metrics.get("annotator_exposed_s", 0.0)
         figures["prefix_cache_hit_rate"] = worker.metrics.get("engine/prefix_cache_hit_rate", 0.0)
+        figures["ceiling_over_lock_step"] = ceiling_over_lock_step(trajectories)
         figures["server_compute_share"] = (after["busy_s"] - before["busy_s"]) / seconds / len(self._urls)
         return figures
 
@@ -212,7 +226,7 @@ def run(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, float]
 
 def main(arguments: list[str] | None = None) -> int:
     """Play, print and write the figures."""
-    options = _options(arguments)
+    options = parse_options(arguments)
     with tempfile.TemporaryDirectory(prefix="bench_rollout_") as name:
         work = Path(name)
         games, model = make_world(work, options.model)
@@ -225,7 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
             on_cpu=not options.gpus,
         )
         (work / "faults").mkdir()  # of the simulated server; none is injected
-        simulated = partial(faulty_command, faults=work / "faults", token_ms=options.token_ms)
+        drawn = {"token_ms": options.token_ms, "mean_tokens": options.mean_tokens}
+        simulated = partial(faulty_command, faults=work / "faults", **drawn)
         with Launcher(
             settings,
             num_servers=options.servers,
@@ -235,18 +250,23 @@ def main(arguments: list[str] | None = None) -> int:
             make_command=server_command if options.token_ms is None else simulated,
         ) as launcher:
             asyncio.run(launcher.start())
-            _report(run(Bench(options, games, model, launcher), options), options)  # before the servers take their time
+            figures = run(Bench(options, games, model, launcher), options)
+            report(figures, options)  # servers may take long to end, and a limit on time would take the figures
     return 0
 
 
-def _report(figures: dict[str, dict[str, float]], options: argparse.Namespace) -> None:
+def report(figures: dict[str, dict[str, float]], options: argparse.Namespace) -> None:
+    """Print the figures and what follows from them, and write both where `--json` says."""
     free, locked, analyzed = figures["free"], figures["lock_step"], figures["analyzed"]
+    again = figures["free_again"]
     summary = {
         "engine_busy_share": free["engine_busy_share"],
         "tokens_per_s_over_lock_step": free["response_tokens_per_s"] / locked["response_tokens_per_s"],
+        "tokens_per_s_again_over_lock_step": again["response_tokens_per_s"] / locked["response_tokens_per_s"],
+        "ceiling_over_lock_step": free["ceiling_over_lock_step"],
         "exposed_analyzer_share": analyzed["annotator_exposed_s"] / analyzed["seconds"],
     }
-    report = {
+    document = {
         "options": {key: str(value) for key, value in vars(options).items()},
         "machine": platform.processor() or platform.machine(),
         "num_cores": os.cpu_count(),
@@ -257,7 +277,7 @@ def _report(figures: dict[str, dict[str, float]], options: argparse.Namespace) -
     print(json.dumps({"figures": figures, "summary": summary}, indent=1))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _tiny_model(games: Path, texts: Path, out: Path) -> None:
@@ -273,7 +293,8 @@ def _tiny_model(games: Path, texts: Path, out: Path) -> None:
     make_tiny_model.main(["--texts", str(texts), "--out", str(out), *sizes])
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=128)
     parser.add_argument("--group", type=int, default=8)
@@ -289,10 +310,16 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--token-ms", type=float, help="CPU server: draw answers, this long per token")
+    parser.add_argument("--mean-tokens", type=float, help="with --token-ms: of drawn answers before the cut")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--analyzer-s", type=float, default=2.0)
     parser.add_argument("--json", type=Path)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.gpus > len(visible_gpus()):
+        parser.error(f"--gpus {options.gpus}: {len(visible_gpus())} are visible")
+    if options.mean_tokens is not None and (options.token_ms is None or options.mean_tokens <= 0):
+        parser.error(f"--mean-tokens {options.mean_tokens} is above 0 and goes with --token-ms")
+    return options
 
 
 if __name__ == "__main__":

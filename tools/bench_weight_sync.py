@@ -152,7 +152,11 @@ class Bench:
         return IpcSync(pool, self._run, 1_000_000, **common, **gather)
 
     def _sleep(self) -> dict[str, float]:
-        """Have the server sleep; GiB of the GPU in use before and after (this process' own share is in both)."""
+        """Have the server sleep; GiB of the GPU in use before and after.
+
+        This process' tensors are taken off, but not its CUDA context: `left_gib` has it, so that the server gives back
+        a larger share than these two tell.
+        """
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self._device)
         started_s = time.perf_counter()

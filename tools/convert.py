@@ -177,8 +177,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "hf-to-megatron":
         layout = TargetLayout(options.tensor_parallel, options.pipeline_parallel, options.expert_parallel)
         hf_to_megatron(options.source, options.target, layout)
+        print(f"{options.target} is complete")
     elif options.command == "megatron-to-hf":
         megatron_to_hf(options.source, options.target, options.model, options.max_shard_bytes)
+        print(f"{options.target} is complete")
     elif options.command == "inspect":
         print(json.dumps(inspect(options.source, options.model), indent=2))
     else:

@@ -38,12 +38,15 @@ def faulty_command(
     *,
     faults: Path,
     token_ms: float | None = None,
+    mean_tokens: float | None = None,
 ) -> ServerCommand:
-    """`server_command` for a server that misbehaves as the files in `faults` say."""
+    """`server_command` for a server that misbehaves as the files in `faults` say, and with `token_ms` draws answers."""
     command = server_command(settings, port, gpus, key_file)
     arguments = ["tools.faulty_server" if word == "rollout.engines.server" else word for word in command.arguments]
     if token_ms is not None:
         arguments += ["--token-ms", str(token_ms)]
+    if mean_tokens is not None:
+        arguments += ["--mean-tokens", str(mean_tokens)]
     return replace(command, arguments=tuple(arguments), environment=command.environment | {FAULT_DIR: str(faults)})
 
 
@@ -58,15 +61,20 @@ def inject(faults: Path, url: str, fault: str) -> None:
 
 
 class DrawnAnswers(LocalEngine):
-    """Holds and changes weights as its parent does; its answers are of 1 to `max_tokens` tokens, drawn by the seed."""
+    """Holds and changes weights as its parent does; its answers are of 1 to `max_tokens` tokens, drawn by the seed:
+    evenly, or exponentially with `mean_tokens` before the cut, most of them short and a few long."""
 
     token_s = 0.0
+    mean_tokens: float | None = None
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, *, session: str) -> Generation:
         self._check(prompt_ids, sampling)
         await self.health()
         draw = random.Random(sampling.seed)
-        size = draw.randint(1, sampling.max_tokens)
+        if self.mean_tokens is None:
+            size = draw.randint(1, sampling.max_tokens)
+        else:
+            size = min(sampling.max_tokens, math.ceil(draw.expovariate(1 / self.mean_tokens)))
         stops = size < sampling.max_tokens and bool(sampling.stop_token_ids)
         others = [token for token in range(self.model.config.vocab_size) if token not in sampling.stop_token_ids]
         ids = draw.choices(others, k=size - stops) + list(sampling.stop_token_ids[:stops])
@@ -134,10 +142,12 @@ def main() -> int:
     """Serve until SIGTERM."""
     parser = server.argument_parser()
     parser.add_argument("--token-ms", type=float, help="draw answers, this long per token; default: the model decodes")
+    parser.add_argument("--mean-tokens", type=float, help="of drawn answers, before the cut; default: drawn evenly")
     options = server.parse(parser)
     engine_class: type[LocalEngine] = LocalEngine
     if options.token_ms is not None:
         engine_class, DrawnAnswers.token_s = DrawnAnswers, options.token_ms / 1000
+        DrawnAnswers.mean_tokens = options.mean_tokens
     faults = Path(os.environ[FAULT_DIR]) / str(options.port)
     return server.serve(options, engine_class=engine_class, wrap=lambda app: Faulty(app, faults))
 

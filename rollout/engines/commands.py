@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rollout.address import LOOPBACK
+from rollout.engines.base import EngineError
 from rollout.engines.http import ADMIN_KEY, API_KEY
 from rollout.engines.sglang import UNSYNCED
 
@@ -27,9 +28,10 @@ for place in spec.submodule_search_locations if spec else ():
     for library in pathlib.Path(place).glob("*/lib/libcudart.so.*"):
         print(library.parent)
 """
-# Tokens of a step for which vLLM replays a CUDA graph. Its own sizes end at two tokens a sequence, which only a step of
-# nothing but next tokens stays below; where each episode goes on by itself, nearly every step holds a prompt, too.
-VLLM_GRAPH_TOKENS = (1, 2, 4, *range(8, 256, 8), *range(256, 2049, 128))
+# Tokens of a step for which vLLM replays a CUDA graph: its own sizes, which 0.24.0 ends at two tokens a sequence and
+# 512 in all, and larger ones. Only steps of nothing but next tokens stay below its end, and where each episode goes on
+# by itself nearly every step holds a prompt, too.
+VLLM_GRAPH_TOKENS = (1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 2049, 128))
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,20 @@ def _engine_python() -> str:
     return os.environ.get(ENGINE_PYTHON) or sys.executable
 
 
-def _with_cuda_runtime(library_path: str) -> str:
-    """`library_path` and where the engine's Python has torch's CUDA runtime, if pip installed it.
+def _cuda_runtime_paths(python: str) -> dict[str, str]:
+    """LD_LIBRARY_PATH with the CUDA runtimes that pip installed for `python`; nothing where there are none.
 
-    SGLang's memory saver is preloaded, before Python could say where libcudart is; without it the scheduler ends with
-    exit code 127 (sgl-project/sglang issue 36533).
+    SGLang's memory saver is preloaded, before Python could say where libcudart is, and torch_memory_saver 0.0.10 does
+    not know: without a system-wide CUDA the scheduler ends with exit code 127 (sgl-project/sglang issue 36533).
     """
-    found = subprocess.run([_engine_python(), "-c", FIND_CUDA_RUNTIME], capture_output=True, text=True, timeout=60)
-    return ":".join(filter(None, [library_path, *found.stdout.splitlines()]))
+    try:
+        found = subprocess.run(
+            [python, "-c", FIND_CUDA_RUNTIME], capture_output=True, text=True, timeout=60, check=True
+        ).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EngineError(f"{ENGINE_PYTHON}={python} is no Python that runs: {error}") from error
+    given = os.environ.get("LD_LIBRARY_PATH")
+    return {"LD_LIBRARY_PATH": ":".join([*([given] if given else []), *found])} if found else {}
 
 
 def _cpu(settings: ServerSettings, port: int) -> ServerCommand:
@@ -162,7 +170,7 @@ def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], ke
         arguments += ["--context-length", str(settings.max_model_tokens)]
     if settings.sleeps:
         arguments += ["--enable-memory-saver"]
-        environment = environment | {"LD_LIBRARY_PATH": _with_cuda_runtime(os.environ.get("LD_LIBRARY_PATH", ""))}
+        environment = environment | _cuda_runtime_paths(_engine_python())
     if settings.dummy_weights:
         arguments += ["--load-format", "dummy"]
     keys = {"api-key": os.environ.get(API_KEY), "admin-api-key": os.environ.get(ADMIN_KEY)}

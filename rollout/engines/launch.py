@@ -32,7 +32,7 @@ POLL_S = 0.2
 PROGRESS_EVERY_S = 15.0
 LOG_TAIL_LINES = 20
 MAX_ERRORS = 5
-EXCEPTION = re.compile(r"\b[A-Z]\w*(Error|Exception): .+")
+EXCEPTION = re.compile(r"\b[A-Z]\w*(Error|Exception): .+|error while loading shared libraries: .+")
 LOWEST_PORT = 10000
 # What torchrun and our launcher tell a rank. A server that inherits it takes its own ranks for the trainer's.
 OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -42,7 +42,7 @@ MakeCommand = Callable[[ServerSettings, int, Sequence[str], Path], ServerCommand
 
 
 class ServerStartError(EngineError):
-    """A server ended, or did not answer in time, while it was starting; the message has the end of its log."""
+    """A server ended, or did not answer in time, while it was starting; the message has its errors and last words."""
 
 
 @dataclass
@@ -193,7 +193,9 @@ class Launcher:
                 if now_s - started_s > self._startup_timeout_s:
                     _kill(server)
                     waited = f"{self._startup_timeout_s:.0f} s (engine.startup_timeout_s)"
-                    raise ServerStartError(f"{server.url} did not answer within {waited}\n{_tail(server)}")
+                    raise ServerStartError(
+                        f"{server.url} did not answer within {waited}\n{_errors(server)}{_tail(server)}"
+                    )
                 if now_s - said_s > PROGRESS_EVERY_S:
                     said_s = now_s
                     last = _tail(server, 1).strip()
@@ -245,6 +247,7 @@ def _errors(server: _Server) -> str:
 
 
 def _printed(server: _Server) -> list[str]:
+    """The lines that the server's process printed, keys hidden."""
     text = server.log.read_bytes()[server.log_start :].decode(errors="replace")
     for key in filter(None, map(os.environ.get, (API_KEY, ADMIN_KEY))):
         text = text.replace(key, "***")

@@ -147,31 +147,29 @@ class EnginePool:
             EngineError: none answers.
         """
         await self.halt()
-        engines, faults = await self._answering()
-        if not engines and self._owner is not None:
+        faults, failures = await self._silences(), []
+        if None not in faults and self._owner is not None:
             restarts = (self._try_restart(member) for member in self._members if member.is_own)
-            failures = await asyncio.gather(*restarts)
-            engines, faults = await self._answering()
-            faults += filter(None, failures)
-        if not engines:
-            raise EngineError(f"no engine answers: {'; '.join(faults)}")
-        for fault in faults:
-            logger.warning("gets no weights, since it does not answer: %s", fault)
-        return engines
+            failures = [failure for failure in await asyncio.gather(*restarts) if failure]
+            faults = await self._silences()
+        if None not in faults:
+            raise EngineError(f"no engine answers: {'; '.join(map(str, [*faults, *failures]))}")
+        for member, fault in zip(self._members, faults, strict=True):
+            if fault is not None:
+                self._mark_out(member, fault)
+        return tuple(member.engine for member, fault in zip(self._members, faults, strict=True) if fault is None)
 
-    async def _answering(self) -> tuple[tuple[HttpEngine, ...], list[str]]:
-        """The engines that answer, and why the others do not."""
+    async def _silences(self) -> list[EngineFault | None]:
+        """Why each engine does not answer; None of one that does."""
 
-        async def fault_of(member: PoolMember) -> EngineFault | None:
+        async def ask(member: PoolMember) -> EngineFault | None:
             try:
                 await member.engine.health()
             except EngineFault as fault:
                 return fault
             return None
 
-        faults = await asyncio.gather(*map(fault_of, self._members))
-        pairs = zip(self._members, faults, strict=True)
-        return tuple(member.engine for member, fault in pairs if fault is None), [str(f) for f in faults if f]
+        return await asyncio.gather(*map(ask, self._members))
 
     async def halt(self) -> None:
         """Mend nothing until `update` or `admit`."""

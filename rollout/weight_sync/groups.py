@@ -25,7 +25,7 @@ JOIN_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where the ranks of one group find each other: this process is rank 0 and listens there."""
+    """Where the ranks of one group find each other: rank 0, the trainer's, listens there."""
 
     address: str
     port: int

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from rollout.address import address_towards
+from rollout.address import EVERYWHERE, address_towards
 from rollout.engines.base import EngineError
 from rollout.engines.http import HttpEngine
 from rollout.engines.launch import free_ports
@@ -135,7 +135,7 @@ class NcclSync(ServerSync):
             return
         await self._part(engines)
         sizes = [await engine.world_size() for engine in engines]
-        (port,) = free_ports(1, "")
+        (port,) = free_ports(1, EVERYWHERE)
         rendezvous = Rendezvous(_own_address([engine.url for engine in engines]), port, 1 + sum(sizes))
         offsets = [1 + sum(sizes[:index]) for index in range(len(sizes))]
         open_group = await self._in_thread(lambda: opener(self._backend, engines[0].dialect))

@@ -26,10 +26,16 @@ def test_all_faults_are_reported_together():
     assert len(caught.value.faults) == 5
 
 
-@pytest.mark.parametrize("override", ["experiment=none_such", "not an override"])
-def test_what_hydra_refuses_is_a_config_error(override):
+def test_what_hydra_refuses_is_a_config_error():
     with pytest.raises(ConfigError):
-        load([override])
+        load(["not an override"])
+
+
+def test_a_misspelt_experiment_is_told_its_neighbours():
+    with pytest.raises(ConfigError, match=r"experiment=demo_serch does not exist; did you mean demo_search .*\?"):
+        load(["experiment=demo_serch"])
+    with pytest.raises(ConfigError, match="experiment=xyz does not exist; set one of .*demo"):
+        load(["experiment=xyz"])
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import yaml
-
-from megatron_opid.config import ActorConfig, Config
+from megatron_opid.config import ActorConfig, load
 from tools.plan.compute import head_score_s, head_train_s, layer_time
 from tools.plan.constants import gpu
 from tools.plan.layout import Layout
@@ -90,7 +88,8 @@ def _seen() -> Iterator[Check]:
 def _actor(name: str, model: str) -> Iterator[Check]:
     """A scoring pass and an update over a batch, and the memory of the update, in bench_actor's configuration."""
     bench = json.loads((BENCH / f"{name}.json").read_text())
-    config, layout = _configuration(bench)
+    config = load(bench.get("overrides", ()))
+    layout = Layout.of(config.actor, bench.get("ranks", 1))
     sizes, count = Sizes.of(PUBLISHED_MODELS[model]), bench["sequences"]
     response = bench["response_tokens"] / count
     workload = Workload(
@@ -109,20 +108,14 @@ def _actor(name: str, model: str) -> Iterator[Check]:
         sizes, layout, config.actor, config.optimizer, row_share=workload.row_share, reference=False
     )
     measured, title = bench["actor"], f"{model}, {count} {bench['batch']} sequences, {bench['tokens']:,} tokens"
-    title += f", {name.rpartition('x2_')[2].split('_')[1].upper()}" if layout.num_gpus > 1 else ""
+    sizes_of_groups = {"DP": layout.data, "TP": layout.tensor, "PP": layout.pipeline, "CP": layout.context}
+    title += "".join(f", {group}{size}" for group, size in sizes_of_groups.items() if size > 1)
     scored = trainer.score(bench["tokens"], bench["response_tokens"]).seconds
     yield Check(f"{title}, scoring", statistics.median(measured["score_s"]), scored)
     yield Check(f"{title}, update", statistics.median(measured["update_s"]), trainer.update().seconds)
     # What torch has allocated: the driver's share is not in it.
     predicted = memory.total - memory.parts["reserved"]
     yield Check(f"{title}, memory", measured["peak_gib"] * 2**30, predicted)
-
-
-def _configuration(bench: dict) -> tuple[Config, Layout]:
-    """The bench's overrides, all of them of the actor."""
-    overrides = dict(override.removeprefix("actor.").split("=") for override in bench.get("overrides", ()))
-    actor = ActorConfig(**{name: yaml.safe_load(value) for name, value in overrides.items()})
-    return replace(Config(), actor=actor), Layout.of(actor, bench.get("ranks", 1))
 
 
 def _head(bench: dict) -> Iterator[Check]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from rollout.engines.base import EngineError
 from rollout.engines.commands import ENGINE_PYTHON, ServerCommand, ServerSettings, server_command
 from rollout.engines.http import ADMIN_KEY, API_KEY
 from rollout.engines.key_guard import KeyGuard
@@ -108,8 +109,33 @@ def test_a_server_that_sleeps_finds_the_cuda_runtime_of_pip(monkeypatch, tmp_pat
         ).environment
         for sleeps in (True, False)
     }
-    assert made[True]["LD_LIBRARY_PATH"] == ":".join(filter(None, [given, str(place)]))
+    assert made[True]["LD_LIBRARY_PATH"] == (f"{given}:{place}" if given else str(place))
     assert "LD_LIBRARY_PATH" not in made[False]
+    monkeypatch.setenv("ENGINE_PYTHON", "/nowhere/python")
+    with pytest.raises(EngineError, match="ENGINE_PYTHON=/nowhere/python is no Python that runs"):
+        server_command(
+            ServerSettings("sglang", Path("/model"), "bfloat16", sleeps=True), 8000, ["0"], tmp_path / "keys.yaml"
+        )
+
+
+async def test_a_server_that_dies_shows_its_errors_far_above_its_end(tmp_path):
+    def failing(*_: object) -> ServerCommand:
+        cause = "ValueError: no KV cache fits; python: error while loading shared libraries: libcudart.so.13: no file"
+        words = f"print({cause!r}.replace('; ', chr(10))); print('x\\n' * 100); raise RuntimeError('see above')"
+        return ServerCommand((sys.executable, "-c", words), {})
+
+    settings = ServerSettings("vllm", tmp_path, "float32", on_cpu=True)
+    launcher = Launcher(
+        settings, num_servers=1, gpus=(), directory=tmp_path, startup_timeout_s=60, make_command=failing
+    )
+    with launcher, pytest.raises(ServerStartError) as caught:
+        await launcher.start()
+    for line in (
+        "ValueError: no KV cache fits",
+        "loading shared libraries: libcudart.so.13",
+        "RuntimeError: see above",
+    ):
+        assert line in str(caught.value)
 
 
 def test_servers_on_several_gpus_leave_multicast_alone(tmp_path):
