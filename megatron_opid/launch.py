@@ -90,11 +90,11 @@ def start_ranks(
 ) -> int:
     """Run `python -m module arguments` as `num_processes` ranks, all of them on this machine: `run_ranks`."""
     with tempfile.TemporaryDirectory(prefix="megatron_opid_") as name:
-        meeting = {
+        rendezvous = {
             RENDEZVOUS_FILE: str(Path(name) / "rendezvous"),
             "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         }
-        machine = Machine(num_processes, num_processes, Path(name), meeting)
+        machine = Machine(num_processes, num_processes, Path(name), rendezvous)
         return run_ranks(module, arguments, machine, shutdown_grace_s=shutdown_grace_s, signal_grace_s=signal_grace_s)
 
 

@@ -117,7 +117,7 @@ export work
 
 cold() { # Once on a machine
   (
-    flock 9
+    flock -w "$(seconds_left 300)" 9 || exit
     [ -d "$work/demo/sft_0/hf" ] || run cold 240 bash -c 'demo cold'
   ) 9>"$work/cold.lock"
 }
@@ -239,7 +239,9 @@ part() { # PART
     actor) warm; run actor 400 python3 -m pytest -q -m gpu --basetemp "$logs/pytest" tests/actor/test_gpu.py ;;
     bench) warm; bench ;;
     cold) cold ;;
-    vllm | sglang) run "$1" 400 python3 -m pytest -q -m gpu tests/rollout/engines/test_gpu.py ;;
+    vllm | sglang)
+      run "$1" 400 python3 -m pytest -v -m gpu --basetemp "$logs/pytest" tests/rollout/engines/test_gpu.py
+      ;;
     train-*) train "$last" 400 engine.name="$last" ;;
     sync-*)
       run "$1" 240 python3 -m tools.bench_weight_sync --dialect "$last" --shape 8b --transport ipc \
