@@ -27,6 +27,9 @@ _COLOURS = {"title": "1", "observation": "36", "prompt": "2", "action": "33", "s
 
 def main() -> int:
     arguments = _arguments()
+    if not arguments.file.is_file():
+        print(f"{arguments.file} does not exist; runs keep theirs in RUN/trajectories", file=sys.stderr)
+        return 2
     chosen = list(_choose(read_trajectories(arguments.file), arguments.index, arguments.uid))
     if not chosen:
         print(f"{arguments.file} has no trajectory {arguments.uid or arguments.index}", file=sys.stderr)

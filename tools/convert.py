@@ -7,6 +7,7 @@
 
 A Megatron checkpoint can be loaded in any parallel layout; the sizes only decide how it is cut into files. Start a run
 from it with actor.weights=DST. No GPU and no process group are needed, and memory stays at about one output shard.
+Sources that are not here are looked for below MODELS_ROOT, as a run looks for its model.
 Exit codes: 0 done; 1 the models of `verify` differ; 2 refused, or failed, with nothing written.
 """
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from megatron_opid.actor.checkpoint_directory import DESCRIPTION, CheckpointError, shape_identity
 from megatron_opid.actor.layout import model_size_faults
-from megatron_opid.config import ActorConfig
+from megatron_opid.config import ActorConfig, resolve_model
 from megatron_opid.weights.hf import HfWeights, WeightsError
 from megatron_opid.weights.hf_config import HfConfigError, ModelShape
 from megatron_opid.weights.megatron import is_megatron, write_megatron
@@ -152,18 +153,19 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     to_megatron = commands.add_parser("hf-to-megatron")
     to_hf = commands.add_parser("megatron-to-hf")
     for command in (to_megatron, to_hf):
-        command.add_argument("source", type=Path)
+        command.add_argument("source", type=resolve_model)
         command.add_argument("target", type=Path)
     for name in ("tensor", "pipeline", "expert"):
         to_megatron.add_argument(f"--{name}-parallel", type=_positive, default=1)
     to_hf.add_argument("--max-shard-bytes", type=_positive, default=MAX_SHARD_BYTES)
     inspect_command = commands.add_parser("inspect")
-    inspect_command.add_argument("source", type=Path)
+    inspect_command.add_argument("source", type=resolve_model)
     verify_command = commands.add_parser("verify")
-    verify_command.add_argument("first", type=Path)
-    verify_command.add_argument("second", type=Path)
+    verify_command.add_argument("first", type=resolve_model)
+    verify_command.add_argument("second", type=resolve_model)
     for command in (to_hf, inspect_command, verify_command):
-        command.add_argument("--model", type=Path, help="config.json and tokenizer of a checkpoint that has none")
+        text = "config.json and tokenizer of a checkpoint that has none"
+        command.add_argument("--model", type=resolve_model, help=text)
     return parser.parse_args(arguments)
 
 

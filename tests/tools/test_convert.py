@@ -37,6 +37,15 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
+def test_sources_lie_below_models_root_as_for_a_run(models: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("MODELS_ROOT", str(models))
+    name = next(iter(MODELS))
+    assert run("hf-to-megatron", name, tmp_path / "megatron") == 0
+    assert run("megatron-to-hf", tmp_path / "megatron", tmp_path / "back", "--model", name) == 0
+    assert run("verify", name, tmp_path / "back") == 0
+    assert f"{tmp_path / 'back'} is complete" in capsys.readouterr().out
+
+
 def same_tensors(first: Path, second: Path) -> bool:
     a, b = (load_file(path / "model.safetensors") for path in (first, second))
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
