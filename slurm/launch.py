@@ -115,6 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
         site, config = read_site(), None
         os.environ.update(site.environment)  # MODELS_ROOT and the like, as the job will have them
         if request.job in CONFIGURED_JOBS:
+            if request.job != "evaluate" and (flags := [word for word in rest if word.startswith("-")]):
+                raise ConfigError([f"{flag} is unknown; there are --submit and --render" for flag in flags])
             config = load([word.replace("%a", "0") for word in rest if not word.startswith("-") and "=" in word])
             if faults := job_faults(request, config, site):
                 raise ConfigError(faults)

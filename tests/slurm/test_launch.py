@@ -37,6 +37,13 @@ def test_what_slurm_would_not_understand_is_refused_at_once():
     assert len(error.value.faults) == 4
 
 
+def test_a_misspelt_flag_is_refused_and_not_handed_to_the_job(capsys):
+    assert main(["experiment=alfworld_qwen3_1_7b", "--sumbit", "--dry"]) == 2
+    printed = capsys.readouterr()
+    assert "--sumbit is unknown; there are --submit and --render" in printed.err and "--dry is unknown" in printed.err
+    assert not printed.out
+
+
 def test_every_seed_has_its_own_directory():
     assert parse(["seeds=0-3", "run.dir=runs/a"])[1] == ["run.dir=runs/a", "run.seed=%a", "run.dir=runs/a_seed_%a"]
     assert parse(["seeds=0-3", "run.dir=runs/%a"])[1] == ["run.dir=runs/%a", "run.seed=%a"]
