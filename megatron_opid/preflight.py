@@ -196,9 +196,22 @@ def host_memory_faults(config: Config, world_size: int) -> list[str]:
     ]
 
 
-def _analyzer_faults(config: Config) -> list[str]:
+def endpoint_faults(config: Config) -> list[str]:
+    """What the environment does not say of the analyzer's endpoint, which is not asked here."""
     if config.algorithm.name != "opid" or config.skills.analyzer != "openai":
         return []
+    from megatron_opid.skills.endpoint import Endpoint
+
+    try:
+        Endpoint.from_environment(os.environ)
+    except ConfigError as error:
+        return list(error.faults)
+    return []
+
+
+def _analyzer_faults(config: Config) -> list[str]:
+    if (faults := endpoint_faults(config)) or config.algorithm.name != "opid" or config.skills.analyzer != "openai":
+        return faults
     from megatron_opid.skills.endpoint import Endpoint, check_endpoint
 
     try:

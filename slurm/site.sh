@@ -23,6 +23,9 @@ LOGS=${LOGS:-$PWD/logs}                      # one directory per job, one file p
 LOCAL_SCRATCH=${LOCAL_SCRATCH:-/tmp}         # a disk of the node's own: compiled kernels, staged models
 STAGE_MODELS=${STAGE_MODELS:-0}              # 1: copy the model to LOCAL_SCRATCH, once a node, before it is read
 
+# The analyzer of skills.analyzer=openai; the nodes must reach it. Keys better come from the shell that submits.
+#export OPENAI_BASE_URL=http://analyzer:8000/v1 OPENAI_MODEL=Qwen3-32B
+
 # Network. Only where NCCL and Gloo choose the wrong interface by themselves.
 #export NCCL_SOCKET_IFNAME=ib0
 #export NCCL_IB_HCA=mlx5

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_opid.config import Config, ConfigError, load
-from slurm.launch import command, components, main, render
+from slurm.launch import command, components, job_faults, main, render
 from slurm.request import Request, parse, size_faults
 from slurm.site import ROOT, Site, read_site
 from tests.trainer.conftest import SmallRun, small_run  # noqa: F401  (a fixture)
@@ -138,3 +138,11 @@ def test_the_sites_file_is_read_as_bash_reads_it(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("MEGATRON_OPID_SITE", str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="nowhere"):
         read_site()
+
+
+def test_a_job_without_its_analyzers_key_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    faults = job_faults(Request(job="train", nodes="1"), load(["experiment=alfworld_qwen3_1_7b"]), SITE)
+    assert any("OPENAI_API_KEY" in fault for fault in faults)
+    rules = load(["experiment=alfworld_qwen3_1_7b", "skills.analyzer=rules"])
+    assert not any("OPENAI" in fault for fault in job_faults(Request(job="train", nodes="1"), rules, SITE))
