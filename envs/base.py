@@ -141,7 +141,7 @@ def load(name: str) -> EnvironmentPackage:
     try:
         return importlib.import_module(f"envs.{name}")
     except ModuleNotFoundError as error:
-        if f"envs.{name}".startswith(error.name or "-"):
+        if f"envs.{name}.".startswith(f"{error.name}."):
             fault = f"env.name={name!r} is not an environment; set env.name to a package under envs/"
         elif (error.name or "").startswith("envs."):
             raise  # a defect of ours

@@ -27,7 +27,7 @@ def training_faults(config: Config, world_size: int) -> list[str]:
         *files_and_layout_faults(config, world_size),
         *host_memory_faults(config, world_size),
         *engine_faults(config, world_size),
-        *_analyzer_faults(config),
+        *analyzer_faults(config, ask=True),
     ]
 
 
@@ -196,26 +196,16 @@ def host_memory_faults(config: Config, world_size: int) -> list[str]:
     ]
 
 
-def endpoint_faults(config: Config) -> list[str]:
-    """What the environment does not say of the analyzer's endpoint, which is not asked here."""
+def analyzer_faults(config: Config, *, ask: bool) -> list[str]:
+    """What is wrong with the analyzer's endpoint: with the variables that name it and, if `ask`, with its answer."""
     if config.algorithm.name != "opid" or config.skills.analyzer != "openai":
         return []
-    from megatron_opid.skills.endpoint import Endpoint
-
-    try:
-        Endpoint.from_environment(os.environ)
-    except ConfigError as error:
-        return list(error.faults)
-    return []
-
-
-def _analyzer_faults(config: Config) -> list[str]:
-    if (faults := endpoint_faults(config)) or config.algorithm.name != "opid" or config.skills.analyzer != "openai":
-        return faults
     from megatron_opid.skills.endpoint import Endpoint, check_endpoint
 
     try:
-        check_endpoint(Endpoint.from_environment(os.environ))
+        endpoint = Endpoint.from_environment(os.environ)
+        if ask:
+            check_endpoint(endpoint)
     except ConfigError as error:
         return list(error.faults)
     return []

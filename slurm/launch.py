@@ -36,7 +36,7 @@ def job_faults(request: Request, config: Config, site: Site) -> list[str]:
             faults += preflight.evaluation_faults(config, config.env.validation_split, None)
         case _:
             faults += preflight.files_and_layout_faults(config, world_size)
-            faults += preflight.endpoint_faults(config)  # of this environment and the site's, which the job inherits
+            faults += preflight.analyzer_faults(config, ask=False)  # by the environment that the job inherits
     return faults
 
 

@@ -107,7 +107,8 @@ class Bench:
 
     def run(self) -> dict:
         """Start, push, sleep: the figures."""
-        link = {} if self._options.cpu else self._link()  # while its memory is free
+        peer = 1 if self._options.transport == "nccl" else 0
+        link = {} if self._options.cpu else {"link_gib_per_s": link_gib_per_s(peer)}  # while its memory is free
         asyncio.run(self.launcher.start())
         self._engine = CLIENTS[self._options.dialect](self.launcher.urls[0])
         with asyncio.Runner() as runner:
@@ -124,9 +125,6 @@ class Bench:
             self._run(pool.close())
         figures["gather_s"] = self._gather_s()
         return figures | self._summary(figures, link)
-
-    def _link(self) -> dict[str, float]:
-        return {"link_gib_per_s": link_bytes_per_s(1 if self._options.transport == "nccl" else 0) / GIB}
 
     def _gather_s(self) -> float:
         """Of making the tensors and packing them, with nobody to send them to: the median of three times."""
@@ -194,7 +192,7 @@ class Bench:
         return directory
 
 
-def link_bytes_per_s(peer: int) -> float:
+def link_gib_per_s(peer: int) -> float:
     """Of plain copies of 1 GiB from GPU 0 to GPU `peer`; within one GPU a copy reads and writes."""
     source = torch.empty(GIB, dtype=torch.uint8, device="cuda:0")
     target = torch.empty(GIB, dtype=torch.uint8, device=f"cuda:{peer}")
@@ -207,7 +205,7 @@ def link_bytes_per_s(peer: int) -> float:
     seconds = time.perf_counter() - started_s
     del source, target
     torch.cuda.empty_cache()
-    return 10 * GIB / seconds
+    return 10 / seconds
 
 
 def main(arguments: list[str] | None = None) -> int:

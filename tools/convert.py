@@ -179,18 +179,18 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "hf-to-megatron":
         layout = TargetLayout(options.tensor_parallel, options.pipeline_parallel, options.expert_parallel)
         hf_to_megatron(options.source, options.target, layout)
-        print(f"{options.target} is complete")
     elif options.command == "megatron-to-hf":
         megatron_to_hf(options.source, options.target, options.model, options.max_shard_bytes)
-        print(f"{options.target} is complete")
     elif options.command == "inspect":
         print(json.dumps(inspect(options.source, options.model), indent=2))
+        return 0
     else:
         differences = verify(options.first, options.second, options.model)
         for line in differences[:MAX_SHOWN]:
             print(line)
         print(f"{len(differences)} differences" if differences else "equal, bit for bit")
         return 1 if differences else 0
+    print(f"{options.target} is complete")
     return 0
 
 

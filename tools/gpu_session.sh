@@ -221,16 +221,16 @@ two_bench() { # GiB are estimates of the fullest card, by one-GPU figures of an 
 }
 
 two_train() { # WAY ENGINE: the trainer on the first GPU and the server on the second, or both on both
-  local way=$1 common=(engine.name="$2" run.num_steps="${STEPS:-8}")
   local apart=(engine.placement=disaggregated engine.sync=nccl run.num_processes=1)
-  local off=(rollout.one_step_off=true algorithm.correction=truncate)
-  case $way in
-    plain) train "$way" 300 "${common[@]}" "${apart[@]}" ;;
-    one_step_off) train "$way" 300 "${common[@]}" "${apart[@]}" "${off[@]}" ;;
-    continue) train "$way" 300 "${common[@]}" "${apart[@]}" "${off[@]}" rollout.across_updates=continue ;;
-    colocated) train "$way" 300 "${common[@]}" engine.tensor_parallel=2 run.num_processes=2 ;;
-    *) echo "two-train-$way is no part" >&2; return 2 ;;
+  local off=("${apart[@]}" rollout.one_step_off=true algorithm.correction=truncate) own
+  case $1 in
+    plain) own=("${apart[@]}") ;;
+    one_step_off) own=("${off[@]}") ;;
+    continue) own=("${off[@]}" rollout.across_updates=continue) ;;
+    colocated) own=(engine.tensor_parallel=2 run.num_processes=2) ;;
+    *) echo "two-train-$1 is no part" >&2; return 2 ;;
   esac
+  train "$1" 300 engine.name="$2" run.num_steps="${STEPS:-8}" "${own[@]}"
 }
 
 part() { # PART

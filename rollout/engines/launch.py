@@ -187,18 +187,14 @@ class Launcher:
             while not await _answers(client):
                 now_s = time.monotonic()
                 if (code := server.process.poll()) is not None:
-                    raise ServerStartError(
-                        f"a server ended with code {code} at its start\n{_errors(server)}{_tail(server)}"
-                    )
+                    raise ServerStartError(f"a server ended with code {code} at its start\n{_last_words(server)}")
                 if now_s - started_s > self._startup_timeout_s:
                     _kill(server)
                     waited = f"{self._startup_timeout_s:.0f} s (engine.startup_timeout_s)"
-                    raise ServerStartError(
-                        f"{server.url} did not answer within {waited}\n{_errors(server)}{_tail(server)}"
-                    )
+                    raise ServerStartError(f"{server.url} did not answer within {waited}\n{_last_words(server)}")
                 if now_s - said_s > PROGRESS_EVERY_S:
                     said_s = now_s
-                    last = _tail(server, 1).strip()
+                    last = "\n".join([*_printed(server)[-1:], f"  ({server.log})"]).strip()
                     logger.warning("%s has been starting for %.0f s: %s", server.url, now_s - started_s, last)
                 await asyncio.sleep(POLL_S)
 
@@ -233,17 +229,14 @@ def _kill(server: _Server) -> None:
             server.process.wait(1.0)
 
 
-def _tail(server: _Server, num_lines: int = LOG_TAIL_LINES) -> str:
-    """The last lines of what the server's process printed."""
-    lines = _printed(server)[-num_lines:]
-    return "\n".join(["its log ends:" if num_lines > 1 else "", *(f"  {line}" for line in lines), f"  ({server.log})"])
-
-
-def _errors(server: _Server) -> str:
-    """The exceptions in what the server's process printed, the first ones: a cause lies far above the end, as one
-    process of the server after another passes on that it failed."""
-    found = dict.fromkeys(match[0] for line in _printed(server) if (match := EXCEPTION.search(line)))
-    return "\n".join(["its errors:", *(f"  {error}" for error in islice(found, MAX_ERRORS))]) + "\n" if found else ""
+def _last_words(server: _Server) -> str:
+    """The first exceptions in what the server's process printed, and its last lines: a cause lies far above the end, as
+    one process of the server after another passes on that it failed."""
+    lines = _printed(server)
+    errors = dict.fromkeys(match[0] for line in lines if (match := EXCEPTION.search(line)))
+    words = ["its errors:", *(f"  {error}" for error in islice(errors, MAX_ERRORS))] if errors else []
+    words += ["its log ends:", *(f"  {line}" for line in lines[-LOG_TAIL_LINES:]), f"  ({server.log})"]
+    return "\n".join(words)
 
 
 def _printed(server: _Server) -> list[str]:

@@ -154,10 +154,13 @@ class EnginePool:
             faults = await self._silences()
         if None not in faults:
             raise EngineError(f"no engine answers: {'; '.join(map(str, [*faults, *failures]))}")
+        engines = []
         for member, fault in zip(self._members, faults, strict=True):
-            if fault is not None:
+            if fault is None:
+                engines.append(member.engine)
+            else:
                 self._mark_out(member, fault)
-        return tuple(member.engine for member, fault in zip(self._members, faults, strict=True) if fault is None)
+        return tuple(engines)
 
     async def _silences(self) -> list[EngineFault | None]:
         """Why each engine does not answer; None of one that does."""

@@ -1,7 +1,6 @@
 """The GPU back ends on a GPU: accuracy at the vocabulary of Qwen3, bits that do not depend on the batch, two GPUs."""
 
 import dataclasses
-import socket
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torch.multiprocessing as mp
 
 from megatron_opid.algorithm.losses import LossCoefficients, PolicyLoss
 from megatron_opid.kernels.linear_logprob import linear_logprob, linear_policy_loss, linear_token_loss
+from rollout.engines.launch import free_ports
 from tests.kernels.problems import (
     Problem,
     exact_gradients,
@@ -105,10 +105,7 @@ def test_a_row_has_the_same_bits_in_any_batch():
 
 @pytest.mark.multi_gpu
 def test_two_gpus_agree_with_one_and_with_each_other():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_rank, args=(port,), nprocs=2)
+    mp.spawn(_rank, args=(*free_ports(1, "127.0.0.1"),), nprocs=2)
 
 
 def _rank(rank: int, port: int) -> None:

@@ -1,6 +1,5 @@
 """TP 1, 2 and 4 over gloo in one launch: one answer, the same bits on every rank, padding wherever it falls."""
 
-import socket
 from dataclasses import replace
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from megatron_opid.algorithm.losses import LossCoefficients
 from megatron_opid.kernels.linear_logprob import linear_logprob, linear_policy_loss
 from megatron_opid.kernels.linear_logprob.vocab_parallel import VocabShard
+from rollout.engines.launch import free_ports
 from tests.kernels.problems import Problem, exact_gradients, exact_logprobs, random_problem, random_terms
 
 WORLD = 4
@@ -18,10 +18,7 @@ COEFFICIENTS = LossCoefficients(kl=0.1, entropy=0.05)
 
 
 def test_tensor_parallel_sizes_give_one_answer():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank, (port,), nprocs=WORLD)
+    mp.spawn(_rank, (*free_ports(1, "127.0.0.1"),), nprocs=WORLD)
 
 
 def _rank(rank: int, port: int) -> None:

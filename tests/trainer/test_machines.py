@@ -6,7 +6,6 @@ By default both are this machine; `-m slow` gives each a network namespace, whos
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import pytest
 
 from megatron_opid.metrics import read_metrics
 from rollout.engines.http import API_KEY
+from rollout.engines.launch import free_ports
 from tests.trainer.conftest import SmallRun
 from tests.trainer.served_run import SERVED, TroubledRun, assert_equal_runs, url_of
 
@@ -80,11 +80,9 @@ def _train_on(network: Machines, small_run: SmallRun, on_server: Path, tmp_path:
     # The first server stands still for as long as the second one takes to start again: that is not to be called slow.
     placed = {"engine__placement": "colocated", "engine__slow_ratio": 1e6}
     overrides = small_run.overrides(tmp_path / "run", **SERVED, **placed)
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        port = str(holder.getsockname()[1])
+    (port,) = free_ports(1, "127.0.0.1")
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
-    shared |= {"MASTER_ADDR": network.addresses[0], "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": network.interface}
+    shared |= {"MASTER_ADDR": network.addresses[0], "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": network.interface}
     with (tmp_path / "log.txt").open("w") as log:
         machines = [
             TroubledRun(

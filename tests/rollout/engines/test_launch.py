@@ -16,7 +16,13 @@ import httpx
 import pytest
 
 from rollout.engines.base import EngineError
-from rollout.engines.commands import ENGINE_PYTHON, ServerCommand, ServerSettings, server_command
+from rollout.engines.commands import (
+    ENGINE_PYTHON,
+    VLLM_GRAPH_TOKENS,
+    ServerCommand,
+    ServerSettings,
+    server_command,
+)
 from rollout.engines.http import ADMIN_KEY, API_KEY
 from rollout.engines.key_guard import KeyGuard
 from rollout.engines.launch import OF_A_RANK, Launcher, ServerStartError
@@ -144,7 +150,10 @@ def test_servers_on_several_gpus_leave_multicast_alone(tmp_path):
         settings = ServerSettings(dialect, Path("/model"), "bfloat16", tensor_parallel=2)
         words[dialect] = server_command(settings, 8000, ["0", "1"], tmp_path / "keys.yaml").arguments
     compilation = json.loads(words["vllm"][words["vllm"].index("--compilation-config") + 1])
-    assert compilation["pass_config"] == {"fuse_allreduce_rms": False}
+    assert compilation == {
+        "cudagraph_capture_sizes": [*VLLM_GRAPH_TOKENS],
+        "pass_config": {"fuse_allreduce_rms": False},
+    }
     assert "--enforce-disable-flashinfer-allreduce-fusion" in words["sglang"]
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rollout.engines.launch import free_ports
 from tools.retrieval.load import wait_until_healthy
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return free_ports(1, "127.0.0.1")[0]
 
 
 class ServerProcess:
