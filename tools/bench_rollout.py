@@ -1,15 +1,16 @@
 """How well a rollout uses its engines: `python -m tools.bench_rollout [--episodes 128] [--max-steps 30] [--json FILE]`
 
-Plays the same episodes of native ALFWorld against servers in four ways, all in one run: as training does it, each
-episode going on by itself; in lock step, no episode's next turn before every episode's last one is answered; and as
-training does it with an analyzer endpoint that takes `--analyzer-s` per episode. The fourth is the first again, so that
-the machine's own wandering shows. Without `--model` a tiny one with random weights is made and served by our CPU
-server; `--gpus 1 --model DIR` serves a real one with vLLM or SGLang. With `--token-ms` the CPU server computes nothing:
-each response takes that long per token, however many are sampled at once, as on a GPU that is bound by reading its
-weights. Its length is drawn evenly from 1 to `--response-tokens`, or with `--mean-tokens` exponentially and cut there.
-Lock step waits for the longest answer of each turn, free episodes end with the longest sum of an episode's answers;
-`ceiling_over_lock_step` is the ratio of the two, all there is to win where the server samples for all episodes at once
-and nothing else takes time; what is measured is how close it comes.
+Plays the same episodes of native ALFWorld against servers in five ways, all in one run: as training does it, each
+episode going on by itself; in lock step, no episode's next turn before every episode's last one is answered; each by
+itself, but no request waiting for others (rollout/engines/arrivals.py); and as training does it with an analyzer
+endpoint that takes `--analyzer-s` per episode. The fifth is the first again, so that the machine's own wandering shows.
+Without `--model` a tiny one with random weights is made and served by our CPU server; `--gpus 1 --model DIR` serves a
+real one with vLLM or SGLang. With `--token-ms` the CPU server computes nothing: each response takes that long per
+token, however many are sampled at once, as on a GPU that is bound by reading its weights. Its length is drawn evenly
+from 1 to `--response-tokens`, or with `--mean-tokens` exponentially and cut there. Lock step waits for the longest
+answer of each turn, free episodes end with the longest sum of an episode's answers; `ceiling_over_lock_step` is the
+ratio of the two, all there is to win where the server samples for all episodes at once and nothing else takes time;
+what is measured is how close it comes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -51,6 +53,7 @@ from rollout.worker import RolloutWorker
 from tools import make_alfworld_games, make_tiny_model
 from tools.faulty_server import faulty_command
 
+WARM_UP_STEPS = 3
 CLIENTS = {"vllm": VllmEngine, "sglang": SglangEngine}
 SKILLS = '{"summary": "s", "episode_skill": "open it .", "step_skills": [{"step": 1, "skill": "turn left ."}]}'
 
@@ -158,6 +161,7 @@ class Bench:
         self._options, self._model, self._urls = options, model, launcher.urls
         engines: list[HttpEngine] = [CLIENTS[options.dialect](url) for url in launcher.urls]
         self.pool = EnginePool(engines, PoolSettings(), launcher)
+        self.pool_at_once = EnginePool(engines, PoolSettings(arrival_share=0.0), own=())
         self.tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
         self._package_options = {"engine": "native", "data": str(games)}
         self._tasks = [Task("alfworld", i, 0, "train") for i in range(options.episodes // options.group)]
@@ -173,10 +177,22 @@ class Bench:
             vocab_size=vocab_size,
         )
 
+    async def close(self) -> None:
+        await self.pool_at_once.halt()
+        await self.pool.close()
+
     async def load(self) -> None:
         await self.pool.update(lambda engine: engine.load_from_disk(self._model, 0), 0)
+        self.pool_at_once.expect(0)
 
-    async def play(self, worker: RolloutWorker, label: str, annotator: Callable[[Trajectory], Awaitable[Any]] | None):
+    async def warm_up(self, worker: RolloutWorker) -> None:
+        """A few turns: servers compile kernels at their first requests."""
+        settings = replace(self.settings, max_steps=min(WARM_UP_STEPS, self.settings.max_steps))
+        await worker.collect(self._tasks, self._options.group, settings, training_step=0, label="warm up")
+
+    async def play(
+        self, worker: RolloutWorker, label: str, annotator: Callable[[Trajectory], Awaitable[Any]] | None = None
+    ) -> dict[str, float]:
         """One collection: its figures."""
         before, started_s = server_counters(self._urls), time.perf_counter()
         trajectories = await worker.collect(
@@ -191,6 +207,7 @@ class Bench:
         figures["prefix_cache_hit_rate"] = worker.metrics.get("engine/prefix_cache_hit_rate", 0.0)
         figures["ceiling_over_lock_step"] = ceiling_over_lock_step(trajectories)
         figures["server_compute_share"] = (after["busy_s"] - before["busy_s"]) / seconds / len(self._urls)
+        print(label, json.dumps(figures), flush=True)  # a limit on time may end what follows
         return figures
 
     def worker(self, engine: Engine) -> RolloutWorker:
@@ -198,9 +215,9 @@ class Bench:
 
 
 def run(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """The four collections, on one event loop."""
-    worker = bench.worker(bench.pool)
-    locked = LockStep(bench.pool, options.episodes)
+    """The five collections, on one event loop."""
+    worker, at_once = bench.worker(bench.pool), bench.worker(bench.pool_at_once)
+    locked = LockStep(bench.pool_at_once, options.episodes)
     locked_worker = bench.worker(locked)
 
     async def leave(trajectory: Trajectory) -> None:
@@ -208,20 +225,21 @@ def run(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, float]
 
     async def everything() -> dict[str, dict[str, float]]:
         await bench.load()
-        await bench.play(worker, "warm up", None)  # servers compile kernels at their first requests
-        figures = {"free": await bench.play(worker, "free", None)}
+        await bench.warm_up(worker)
+        figures = {"free": await bench.play(worker, "free")}
         figures["lock_step"] = await bench.play(locked_worker, "lock step", leave)
+        figures["at_once"] = await bench.play(at_once, "at once")
         async with slow_analyzer(options.analyzer_s) as analyzer:
             figures["analyzed"] = await bench.play(worker, "analyzed", analyzer.analyze)
-        figures["free_again"] = await bench.play(worker, "free again", None)
-        await bench.pool.close()
+        figures["free_again"] = await bench.play(worker, "free again")
+        await bench.close()
         return figures
 
     try:
         return worker.run(everything())
     finally:
-        worker.close()
-        locked_worker.close()
+        for each in (worker, at_once, locked_worker):
+            each.close()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -258,11 +276,12 @@ def main(arguments: list[str] | None = None) -> int:
 def report(figures: dict[str, dict[str, float]], options: argparse.Namespace) -> None:
     """Print the figures and what follows from them, and write both where `--json` says."""
     free, locked, analyzed = figures["free"], figures["lock_step"], figures["analyzed"]
-    again = figures["free_again"]
+    again, at_once = figures["free_again"], figures["at_once"]
     summary = {
         "engine_busy_share": free["engine_busy_share"],
         "tokens_per_s_over_lock_step": free["response_tokens_per_s"] / locked["response_tokens_per_s"],
         "tokens_per_s_again_over_lock_step": again["response_tokens_per_s"] / locked["response_tokens_per_s"],
+        "tokens_per_s_at_once_over_lock_step": at_once["response_tokens_per_s"] / locked["response_tokens_per_s"],
         "ceiling_over_lock_step": free["ceiling_over_lock_step"],
         "exposed_analyzer_share": analyzed["annotator_exposed_s"] / analyzed["seconds"],
     }

@@ -32,6 +32,9 @@ for place in spec.submodule_search_locations if spec else ():
 # 512 in all, and larger ones. Only steps of nothing but next tokens stay below its end, and where each episode goes on
 # by itself nearly every step holds a prompt, too.
 VLLM_GRAPH_TOKENS = (1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 2049, 128))
+# Processes that answer HTTP for one vLLM engine. One spends 40 us of CPU on each sampled token, most of it on the
+# objects that its log-prob becomes on the way to JSON: at 128 requests that takes longer than the token.
+VLLM_API_SERVERS = 4
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> S
         *("--max-num-seqs", str(settings.max_batch_sequences)),
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
         *("--worker-extension-cls", EXTENSION),
+        *("--api-server-count", str(VLLM_API_SERVERS)),
         "--disable-uvicorn-access-log",  # a line per response
     ]
     compilation: dict[str, Any] = {"cudagraph_capture_sizes": VLLM_GRAPH_TOKENS}
@@ -180,6 +184,10 @@ def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], ke
         with os.fdopen(os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.writelines(lines)
         arguments += ["--config", str(key_file)]
-    # The health probe that generates is held back while the server is paused.
-    environment = environment | {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
+    # The health probe that generates is held back while the server is paused. The port for gRPC, which is not used, is
+    # else the other one plus 10,000: above 65,535 for many a free port, and the server refuses to start.
+    environment = environment | {
+        "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0",
+        "SGLANG_GRPC_PORT": str(port - 10_000 if port > 55_535 else port + 10_000),
+    }
     return ServerCommand(tuple(arguments), environment)

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
+from rollout.engines.arrivals import Arrivals
 from rollout.engines.base import EngineError, Generation, Sampling
 from rollout.engines.events import PoolEvents
 from rollout.engines.http import EngineFault, HttpEngine
@@ -51,7 +52,14 @@ class EnginePool:
         if not engines:
             raise ValueError("a pool needs at least one engine")
         self.give_weights: GiveWeights | None = None
-        self._members = [PoolMember(engine, is_own=own is None or engine.url in own) for engine in engines]
+        self._members = [
+            PoolMember(
+                engine,
+                Arrivals(settings.arrival_share, settings.arrival_patience_s),
+                is_own=own is None or engine.url in own,
+            )
+            for engine in engines
+        ]
         self._settings = settings
         self._owner = owner
         self._events = PoolEvents()
@@ -109,7 +117,7 @@ class EnginePool:
         while len(faults) < MAX_ATTEMPTS:
             member = await self._choose(session)
             try:
-                generation = await member.run(member.engine.generate(prompt_ids, sampling, session=session))
+                generation = await member.run(member.ask(prompt_ids, sampling, session))
                 if generation is not None:
                     return generation
             except EngineFault as fault:

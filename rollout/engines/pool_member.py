@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from rollout.engines.base import Generation
+from rollout.engines.arrivals import Arrivals
+from rollout.engines.base import Generation, Sampling
 from rollout.engines.http import CacheCounts, EngineFault, HttpEngine
 
 NUM_DURATIONS = 64
@@ -19,7 +20,7 @@ class PoolMember:
     """`fault` is why the engine is out, None while it serves; `durations_s` are those of its last answers; `is_own`:
     whether this pool is the one that looks after it."""
 
-    def __init__(self, engine: HttpEngine, *, is_own: bool):
+    def __init__(self, engine: HttpEngine, arrivals: Arrivals, *, is_own: bool):
         self.engine = engine
         self.is_own = is_own
         self.fault: EngineFault | None = None
@@ -27,6 +28,7 @@ class PoolMember:
         self.requests: dict[asyncio.Task[Generation], float] = {}  # to when they began
         self.durations_s: deque[float] = deque(maxlen=NUM_DURATIONS)
         self.num_faults = 0
+        self._arrivals = arrivals
         self._busy_s = self._busy_since_s = 0.0
         self._cache = CacheCounts(0.0, 0.0)
 
@@ -38,6 +40,11 @@ class PoolMember:
     def oldest_s(self) -> float:
         """How long the oldest request has been running."""
         return time.monotonic() - min(tuple(self.requests.values()), default=time.monotonic())
+
+    async def ask(self, prompt_ids: Sequence[int], sampling: Sampling, session: str) -> Generation:
+        """Sample on the engine, together with others that are about to; to be `run`."""
+        await self._arrivals.join(len(self.requests))
+        return await self.engine.generate(prompt_ids, sampling, session=session)
 
     async def run(self, request: Coroutine[Any, Any, Generation]) -> Generation | None:
         """The request's answer; None if it was cancelled because the engine was taken out."""

@@ -24,7 +24,8 @@ class Owner(Protocol):
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """When an engine counts as hanging or slow, and how long requests wait for one to come back.
+    """When an engine counts as hanging or slow, how long requests wait for one to come back, and for one another
+    (`arrivals.Arrivals`).
 
     A request that has taken `slow_ratio` times the 90th percentile of the other engines' requests, and at least
     `slow_after_s`, makes its engine slow. (One that hangs reaches its client's time limit.)
@@ -34,3 +35,5 @@ class PoolSettings:
     probe_timeout_s: float = 60.0
     slow_ratio: float = 10.0
     slow_after_s: float = 30.0
+    arrival_share: float = 0.12
+    arrival_patience_s: float = 0.05
