@@ -93,6 +93,8 @@ class EngineConfig:
     sync: Literal["auto", "in_process", "disk", "nccl", "ipc"] = "auto"  # auto: in_process for local, else disk
     sync_dir: str = ""  # of disk; empty: <run.dir>/weights
     bucket_mib: PositiveInt = 1024  # tensors in transit; two buckets where gathering and sending overlap
+    # New requests of a server wait until they are this share of those that it runs, 50 ms at most; 0: none waits.
+    arrival_share: NonNegativeFloat = 0.12
     request_timeout_s: PositiveFloat = 600.0  # a response that takes longer makes its engine a hanging one
     slow_ratio: PositiveFloat = 10.0  # against the 90th percentile of the other engines' response times
     startup_timeout_s: PositiveFloat = 1200.0

@@ -73,7 +73,11 @@ def make_pool(config: Config, urls: tuple[str, ...], launcher: Launcher | None, 
     from rollout.engines.pool import EnginePool, PoolSettings
 
     engine = config.engine
-    settings = PoolSettings(recovery_timeout_s=engine.recovery_timeout_s, slow_ratio=engine.slow_ratio)
+    settings = PoolSettings(
+        recovery_timeout_s=engine.recovery_timeout_s,
+        slow_ratio=engine.slow_ratio,
+        arrival_share=engine.arrival_share,
+    )
     given = engine.urls if rank == 0 else ()
     own = given if launcher is None else launcher.urls
     return EnginePool([client(engine, url) for url in urls], settings, launcher, own)

@@ -6,8 +6,9 @@
 
 One rank pushes random weights of a published shape, made tensor by tensor as a gather would give them, through the
 project's own client and transports. The first push forms the group and compares digests; the others are timed. The
-bandwidth of the link is that of a plain copy of 1 GiB between the two GPUs, or within the one. Between pushes the
-server of `ipc` sleeps, as it does in training.
+bandwidth of the link is that of a plain copy of 1 GiB between the two GPUs, or within the one. `requests_s` are the
+seconds of a push in which a request of each route waited for its answer: the server's share. Between pushes the server
+of `ipc` sleeps, as it does in training.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import platform
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +32,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from megatron_opid.servers import visible_gpus
 from rollout.engines.base import Sampling
 from rollout.engines.commands import ServerSettings
+from rollout.engines.http import HttpEngine
 from rollout.engines.launch import Launcher
 from rollout.engines.pool import EnginePool, PoolSettings
 from rollout.weight_sync.base import WeightSync
@@ -111,16 +115,19 @@ class Bench:
         link = {} if self._options.cpu else {"link_gib_per_s": link_gib_per_s(peer)}  # while its memory is free
         asyncio.run(self.launcher.start())
         self._engine = CLIENTS[self._options.dialect](self.launcher.urls[0])
+        requests_s = timed_updates(self._engine)
         with asyncio.Runner() as runner:
             self._run = runner.run
             pool = EnginePool([self._engine], PoolSettings(recovery_timeout_s=10))
             sync = self._sync(pool)
             first = sync.push(self.weights.stream(), 1)
             figures: dict = {"first_push_s": first.seconds, "verified": first.verified, "pushes_s": [], "asleep": []}
+            requests_s.clear()
             for version in range(2, 2 + self._options.pushes):
                 if self._options.transport == "ipc":
                     figures["asleep"].append(self._sleep())
                 figures["pushes_s"].append(sync.push(self.weights.stream(), version).seconds)
+            figures["requests_s"] = {route: total / self._options.pushes for route, total in requests_s.items()}
             self._run(self._sample())
             self._run(pool.close())
         figures["gather_s"] = self._gather_s()
@@ -190,6 +197,20 @@ class Bench:
             config.save_pretrained(directory)
         train_tokenizer(["a few words"], 300).save_pretrained(directory)
         return directory
+
+
+def timed_updates(engine: HttpEngine) -> dict[str, float]:
+    """Seconds of the engine's requests of a weight update by route, from now on, added up."""
+    seconds: dict[str, float] = defaultdict(float)
+    post_update = engine.post_update
+
+    async def timed(route: str, body: dict[str, Any] | None = None) -> None:
+        started_s = time.perf_counter()
+        await post_update(route, body)
+        seconds[route] += time.perf_counter() - started_s
+
+    engine.post_update = timed
+    return seconds
 
 
 def link_gib_per_s(peer: int) -> float:

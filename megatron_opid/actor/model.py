@@ -76,6 +76,7 @@ def transformer_config(shape: ModelShape, actor: ActorConfig, device: torch.devi
         # With the defaults, an interleaved schedule over two stages silently swaps two messages.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
+        batch_p2p_sync=False,  # it waits for the device at each message, for an old torch's sake
         cuda_graph_scope=[],  # the default warns
         # Read when DistributedDataParallel is built: gradients are plain sums over tokens and ranks.
         calculate_per_token_loss=True,

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
+from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from megatron_opid.actor.head import HeadInput, HeadOutput
@@ -22,6 +27,38 @@ class MicroBatch:
     request: HeadInput
 
 
+class StageCommunicator(P2PCommunicator):
+    """Sends activations as Megatron's own does, but tells the neighbour their shape from CPU to CPU (gloo).
+
+    Megatron sends shapes from GPU to GPU and waits for the device at each one, so that no stage enqueues work ahead.
+    """
+
+    def __init__(self, pp_group: dist.ProcessGroup, config: TransformerConfig) -> None:
+        super().__init__(pp_group, config)
+        self._sent: list[tuple[dist.Work, Tensor]] = []  # by gloo, which drops a message whose work is let go
+
+    def _communicate_shapes(
+        self, tensor_send_next: Tensor | None, tensor_send_prev: Tensor | None, recv_prev: bool, recv_next: bool
+    ) -> tuple[list[int], list[int]]:
+        """Overrides Megatron-Core 0.16.1's; the tag is the direction, as with two stages both neighbours are one."""
+        for tag, tensor, rank in (0, tensor_send_next, self.next_rank), (1, tensor_send_prev, self.prev_rank):
+            if tensor is not None:
+                shape = torch.tensor(tensor.size())
+                self._sent.append((dist.isend(shape, rank, self.pp_group, tag), shape))
+        shapes = []
+        for tag, expected, rank in (0, recv_prev, self.prev_rank), (1, recv_next, self.next_rank):
+            shape = torch.zeros(3, dtype=torch.int64)
+            if expected:
+                dist.recv(shape, rank, self.pp_group, tag)
+            shapes.append(shape.tolist())
+        return shapes[0], shapes[1]
+
+    def finish(self) -> None:
+        """Wait until the neighbours have taken all shapes: they may be far behind."""
+        for work, _ in self._sent:
+            work.wait()
+
+
 def run_micro_batches(
     chunks: Sequence[torch.nn.Module], micro_batches: Sequence[MicroBatch], *, forward_only: bool
 ) -> list[HeadOutput]:
@@ -32,7 +69,9 @@ def run_micro_batches(
     for chunk in chunks:
         chunk.train(not forward_only)
     iterators = [iter(micro_batches) for _ in chunks]
-    return get_forward_backward_func()(
+    groups = ProcessGroupCollection.use_mpu_process_groups(["tp", "cp", "pp", "embd", "pos_embd", "dp_cp"])
+    communicator = StageCommunicator(groups.pp, get_model_config(chunks[0]))
+    outputs = get_forward_backward_func()(
         forward_step_func=_forward_step,
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=list(chunks) if len(chunks) > 1 else chunks[0],
@@ -41,7 +80,11 @@ def run_micro_batches(
         seq_length=1,
         micro_batch_size=1,
         forward_only=forward_only,
+        p2p_communicator=communicator,
+        pg_collection=groups,
     )
+    communicator.finish()
+    return outputs
 
 
 def _forward_step(iterator: Iterator[MicroBatch], chunk: torch.nn.Module) -> tuple[Tensor, partial]:

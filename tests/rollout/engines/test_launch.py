@@ -100,6 +100,14 @@ def test_both_ends_of_a_transfer_by_nccl_allocate_alike(monkeypatch, tmp_path):
         assert made.environment["NCCL_CUMEM_ENABLE"] == wanted
 
 
+@pytest.mark.parametrize("port", [1024, 55_535, 55_536, 65_535])
+def test_sglang_is_given_a_port_for_grpc_that_exists(tmp_path, port: int):
+    """Its own, which it does not use, is 10,000 above the other one: from 55,536 on it refuses to start."""
+    settings = ServerSettings("sglang", Path("/model"), "bfloat16")
+    grpc_port = int(server_command(settings, port, ["0"], tmp_path / "keys.yaml").environment["SGLANG_GRPC_PORT"])
+    assert 1 <= grpc_port <= 65_535 and grpc_port != port
+
+
 @pytest.mark.parametrize("given", ["", "/opt/lib"])
 def test_a_server_that_sleeps_finds_the_cuda_runtime_of_pip(monkeypatch, tmp_path, given: str):
     """SGLang's memory saver is loaded before Python, which alone knows the place."""
