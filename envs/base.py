@@ -131,6 +131,11 @@ def unknown_options(options: Mapping[str, Any], known: Sequence[str]) -> list[st
     ]
 
 
+def package_fault(what: str, package: str, extra: str) -> str:
+    """What to say where `what` needs a package that is not installed, one of an extra of pyproject.toml."""
+    return f"{what} needs the package {package}; install it with pip install -e '.[{extra}]'"
+
+
 def load(name: str) -> EnvironmentPackage:
     """The package of environment `name`.
 
@@ -146,5 +151,5 @@ def load(name: str) -> EnvironmentPackage:
         elif (error.name or "").startswith("envs."):
             raise  # a defect of ours
         else:
-            fault = f"env.name={name} needs the package {error.name}; install it with pip install -e '.[{name}]'"
+            fault = package_fault(f"env.name={name}", error.name, name)
         raise ValueError(fault) from error

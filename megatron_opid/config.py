@@ -274,7 +274,8 @@ def load(overrides: Sequence[str]) -> Config:
 
     ConfigStore.instance().store("schema", node=asdict(Config()))
     # ++ lets Hydra take any key, so that all unknown ones are reported together below.
-    forced = [f"++{o}" if "." in o.partition("=")[0] and o[0] not in "+~" else o for o in overrides]
+    as_given = ("experiment=", "+", "~")
+    forced = [f"++{o}" if "=" in o and not o.startswith(as_given) else o for o in overrides]
     try:
         with initialize_config_dir(str(CONFIG_DIR.resolve()), version_base="1.3"):
             composed = OmegaConf.to_container(compose("config", overrides=forced), resolve=True)
@@ -295,10 +296,22 @@ def _unknown_experiment(overrides: Sequence[str]) -> str:
     for override in overrides:
         key, _, name = override.partition("=")
         if key == "experiment" and name not in known:
-            near = get_close_matches(name, known, n=3)
-            which = f"did you mean {' or '.join(near)}?" if near else f"set one of {', '.join(known)}"
-            return f"experiment={name} does not exist; {which}"
+            near = did_you_mean(nearest(name, known), f"set one of {', '.join(known)}")
+            return f"experiment={name} does not exist; {near}"
     return ""
+
+
+def nearest(name: str, known: Sequence[str]) -> list[str]:
+    """The `known` names that `name` may be a slip of, the likeliest first. Of dotted names the last parts are compared:
+    a group that they share would make any two alike."""
+    last_parts = {key: key.rpartition(".")[2] for key in known}
+    near = get_close_matches(name.rpartition(".")[2], set(last_parts.values()))
+    return [key for part in near for key in known if last_parts[key] == part]
+
+
+def did_you_mean(near: Sequence[str], otherwise: str) -> str:
+    """The end of a fault about a misspelt name: a question after the `near` ones, `otherwise` where there is none."""
+    return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 
 def resolve_model(name: str) -> Path:
@@ -436,5 +449,14 @@ def _one_step_off_faults(config: Config) -> list[str]:
 def _fault(detail: dict) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "unexpected_keyword_argument":
-        return f"{key} is not a configuration key; see megatron_opid/config.py"
+        near = did_you_mean(_nearest_keys(key), "see megatron_opid/config.py")
+        return f"{key} is not a configuration key; {near}"
     return f"{key}={detail['input']!r}: {detail['msg']}"
+
+
+def _nearest_keys(unknown: str) -> list[str]:
+    """Those of the group that was named; where it has none that is near, those of all groups."""
+    groups = asdict(Config())
+    keys = ["experiment", *groups, *(f"{group}.{key}" for group, keys in groups.items() for key in keys)]
+    own = [key for key in keys if key.rpartition(".")[0] == unknown.rpartition(".")[0]]
+    return nearest(unknown, own) or nearest(unknown, keys)

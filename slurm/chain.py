@@ -13,14 +13,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_opid.config import Config, ConfigError, load
 from megatron_opid.launch import EXIT_BAD_INPUT
 from slurm.launch import command, components, job_faults, submit
-from slurm.request import Request, parse
+from slurm.request import Request, parse, unknown_faults
 from slurm.site import Site, read_site
 
 
@@ -38,15 +38,15 @@ def stages(request: Request, arguments: Sequence[str], config: Config, sft_exper
     name = request.name or root.name
     initial, found = config.actor.model, []
     if config.sft.demonstrations:
-        of_sft = [f"experiment={sft_experiment}" if a.startswith("experiment=") else a for a in arguments]
-        words = (*(of_sft if sft_experiment else arguments), f"run.dir={root / 'sft'}")
+        of_sft = {"experiment": sft_experiment} if sft_experiment else {}
+        words = with_values(arguments, of_sft | {"run.dir": str(root / "sft")})
         found.append(Stage(replace(request, job="sft", name=f"{name}-sft"), words))
         initial = str(root / "sft" / "hf")
     trained, exported = root / "train", str(root / "hf")
-    training = (*arguments, f"actor.model={initial}", f"run.dir={trained}")
+    training = with_values(arguments, {"actor.model": initial, "run.dir": str(trained)})
     last = str(trained / "checkpoints" / f"step_{config.run.num_steps}")
     conversion = ("megatron-to-hf", last, exported, "--model", initial)
-    evaluation = (*arguments, f"actor.model={exported}", "--json", str(root / "evaluation.json"))
+    evaluation = (*with_values(arguments, {"actor.model": exported}), "--json", str(root / "evaluation.json"))
     return [
         *found,
         Stage(replace(request, name=f"{name}-train"), training),
@@ -55,15 +55,21 @@ def stages(request: Request, arguments: Sequence[str], config: Config, sft_exper
     ]
 
 
+def with_values(arguments: Sequence[str], values: Mapping[str, str]) -> tuple[str, ...]:
+    """The overrides with these values in the place of those that they give to the same keys."""
+    others = [a for a in arguments if a.partition("=")[0].lstrip("+") not in values]
+    return (*others, *(f"{key}={value}" for key, value in values.items()))
+
+
 def submit_all(found: Sequence[Stage], config: Config, site: Site, *, only_print: bool) -> list[str]:
     """Submit the jobs, each depending on the one before; the numbers, or the commands where they are only printed."""
-    results, after = [], ""
+    results, after = [], found[0].request.after
     for stage in found:
         request = replace(stage.request, after=after)
         words = command(request, stage.arguments, components(request, config, site))
         if only_print:
             results.append(shlex.join(words))
-            after = "1"  # stands for the number that sbatch would give
+            after = f"JOBID_OF_{request.name}"  # sbatch gives it a number only when it is submitted
         else:
             after = submit(words, site)
             results.append(f"{after}  {request.name}")
@@ -79,7 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         sft_experiment = dict(a.partition("=")[::2] for a in arguments).get("sft_experiment", "")
         words = [a for a in arguments if a != "--print" and not a.startswith("sft_experiment=")]
-        request, rest = parse(words)
+        request, rest = parse(words, others=["sft_experiment"])
+        if flags := [word for word in rest if word.startswith("-")]:
+            raise ConfigError(unknown_faults(flags, ["--print"]))
         if request.job not in ("train", "disaggregated") or request.seeds:
             raise ConfigError(["a chain trains one seed: set job=train or disaggregated, and no seeds"])
         site, config = read_site(), load(rest)

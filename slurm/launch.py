@@ -19,8 +19,10 @@ from collections.abc import Sequence
 
 from megatron_opid.config import Config, ConfigError, load
 from megatron_opid.launch import EXIT_BAD_INPUT
-from slurm.request import CONFIGURED_JOBS, Request, parse, size_faults
+from slurm.request import CONFIGURED_JOBS, Request, parse, size_faults, unknown_faults
 from slurm.site import ROOT, Site, read_site
+
+MODES = ("--submit", "--render")
 
 
 def job_faults(request: Request, config: Config, site: Site) -> list[str]:
@@ -108,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or "--help" in arguments:
         print(__doc__)
         return 0
-    modes = {"--submit", "--render"} & set(arguments)
+    modes = set(MODES) & set(arguments)
     try:
         if len(modes) > 1:
             raise ConfigError(["--submit and --render exclude each other"])
@@ -117,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.update(site.environment)  # MODELS_ROOT and the like, as the job will have them
         if request.job in CONFIGURED_JOBS:
             if request.job != "evaluate" and (flags := [word for word in rest if word.startswith("-")]):
-                raise ConfigError([f"{flag} is unknown; there are --submit and --render" for flag in flags])
+                raise ConfigError(unknown_faults(flags, MODES))
             config = load([word.replace("%a", "0") for word in rest if not word.startswith("-") and "=" in word])
             if faults := job_faults(request, config, site):
                 raise ConfigError(faults)

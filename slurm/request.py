@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from megatron_opid.config import Config, ConfigError
+from megatron_opid.config import Config, ConfigError, did_you_mean, nearest
 from slurm.site import Site
 
 # The batch scripts whose arguments are configuration overrides; the others' are handed on as they are.
@@ -41,13 +41,14 @@ class Request:
     name: str = ""
 
 
-def parse(arguments: Sequence[str]) -> tuple[Request, list[str]]:
-    """The request, and the arguments that are the job's.
+def parse(arguments: Sequence[str], *, others: Sequence[str] = ()) -> tuple[Request, list[str]]:
+    """The request, and the arguments that are the job's. `others` are words that the caller knows, to be named to
+    those who misspell them.
 
     Raises:
-        ConfigError: a value that Slurm would not understand; all of them.
+        ConfigError: a value that Slurm would not understand, a word without a dot that nobody knows; all of them.
     """
-    own = {field.name for field in fields(Request)}
+    own = [field.name for field in fields(Request)]
     given = {key: value for key, _, value in (argument.partition("=") for argument in arguments) if key in own}
     faults = [
         f"{key}={given[key]!r} is not understood; see python -m slurm.launch --help"
@@ -56,11 +57,20 @@ def parse(arguments: Sequence[str]) -> tuple[Request, list[str]]:
     ]
     if given.get("job", "train") not in JOBS:
         faults.append(f"job={given['job']!r} does not exist; set one of {', '.join(JOBS)}")
+    known, groups = [*own, "experiment", *others], [field.name for field in fields(Config)]
+    words = re.findall(r"^(\w+)=", "\n".join(arguments), re.MULTILINE)
+    faults += unknown_faults([word for word in words if word not in known + groups], known)
     if faults:
         raise ConfigError(faults)
     rest = [argument for argument in arguments if argument.partition("=")[0] not in own]
     request = replace(Request(), **given)
     return request, rest + _of_each_seed(request, rest)
+
+
+def unknown_faults(words: Sequence[str], known: Sequence[str]) -> list[str]:
+    """A fault for each of `words`, none of which is `known`."""
+    all_of_them = f"set one of {', '.join(known)}"
+    return [f"{word} is unknown; {did_you_mean(nearest(word, known), all_of_them)}" for word in words]
 
 
 def size_faults(request: Request, config: Config, site: Site) -> list[str]:

@@ -30,15 +30,18 @@ from typing import Any
 
 import psutil
 
-from envs import webshop
 from envs.base import Task
-from envs.webshop.expert import Expert
-from envs.webshop.facts import parse_goal
-from envs.webshop.options import ShopOptions
-from envs.webshop.session import NUM_HITS
-from envs.webshop.shop import open_shop
 from tools.demonstrations import play
-from tools.make_webshop_catalogue import main as make_catalogue
+from tools.extras import imports_of
+
+with imports_of("webshop"):
+    from envs import webshop
+    from envs.webshop.expert import Expert
+    from envs.webshop.facts import parse_goal
+    from envs.webshop.options import ShopOptions
+    from envs.webshop.session import NUM_HITS
+    from envs.webshop.shop import open_shop
+    from tools.make_webshop_catalogue import main as make_catalogue
 
 NUM_PROCESSES, ENVIRONMENTS_PER_PROCESS = 16, 8
 NUM_EPISODES = 200

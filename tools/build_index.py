@@ -13,8 +13,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from envs.bm25 import build
-from envs.search.corpus import BM25_DIRECTORY, describe, read_documents
+from tools.extras import imports_of
+
+with imports_of("search"):
+    from envs.bm25 import build
+    from envs.search.corpus import BM25_DIRECTORY, describe, read_documents
 
 
 def build_bm25(corpus: Path, out: Path, *, show_progress: bool) -> None:
@@ -55,8 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dense is None:
             build_bm25(options.corpus, options.out, show_progress=True)
         else:
-            from tools.retrieval.dense import build_dense  # faiss and torch are needed here only
-            from tools.retrieval.encoder import Encoder, EncoderOptions
+            with imports_of("search"):  # faiss and torch are needed here only
+                from tools.retrieval.dense import build_dense
+                from tools.retrieval.encoder import Encoder, EncoderOptions
 
             encoder = Encoder(EncoderOptions(options.dense, options.prefix, options.query_prefix), options.device)
             build_dense(options.corpus, options.out, encoder, options.ivf_lists, options.batch_size)

@@ -20,16 +20,19 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from envs import search
 from envs.base import Task
-from envs.search.expert import Expert, Noise
-from envs.search.facts import Fact, parse_question
-from envs.search.plan import SEARCH, facts_of, next_action
-from envs.search.prompt import answer_action, parse_action, search_action
 from megatron_opid.config import load
-from megatron_opid.skills.search_rules import search_skills
 from rollout.trajectory import Trajectory
 from tools.demonstrations import Played, conversation, play, write_episodes
+from tools.extras import imports_of
+
+with imports_of("search"):
+    from envs import search
+    from envs.search.expert import Expert, Noise
+    from envs.search.facts import Fact, parse_question
+    from envs.search.plan import SEARCH, facts_of, next_action
+    from envs.search.prompt import answer_action, parse_action, search_action
+    from megatron_opid.skills.search_rules import search_skills
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from envs.webshop.catalogue import CATALOGUES, CatalogueFiles
+from tools.extras import imports_of
+
+with imports_of("webshop"):
+    from envs.webshop.catalogue import CATALOGUES, CatalogueFiles
 
 KINDS_FILE = Path(__file__).parent / "webshop_kinds.json"
 ASIN_DIGITS = 8

@@ -20,15 +20,18 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from envs import webshop
 from envs.base import Task
-from envs.webshop.expert import Expert, Noise
-from envs.webshop.facts import ITEM, RESULTS, SEARCH, GoalParts, PageFacts, parse_goal
-from envs.webshop.pages import PREVIOUS
-from envs.webshop.plan import Visit, replay, right_actions
-from megatron_opid.skills.webshop_rules import Advice, advise, webshop_skills
 from rollout.trajectory import Trajectory
 from tools.demonstrations import Played, conversation, play, write_episodes
+from tools.extras import imports_of
+
+with imports_of("webshop"):
+    from envs import webshop
+    from envs.webshop.expert import Expert, Noise
+    from envs.webshop.facts import ITEM, RESULTS, SEARCH, GoalParts, PageFacts, parse_goal
+    from envs.webshop.pages import PREVIOUS
+    from envs.webshop.plan import Visit, replay, right_actions
+    from megatron_opid.skills.webshop_rules import Advice, advise, webshop_skills
 
 SPLIT = "train"
 

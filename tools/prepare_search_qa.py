@@ -23,11 +23,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import pyarrow.parquet as pq
+from tools.extras import imports_of
 
-from envs.search.generator import Question, make_world, split_questions
-from envs.search.questions import write_questions
-from tools.build_index import build_bm25
+with imports_of("search"):
+    import pyarrow.parquet as pq
+
+    from envs.search.generator import Question, make_world, split_questions
+    from envs.search.questions import write_questions
+    from tools.build_index import build_bm25
+
 
 # The names of the public files, the first that a row has: lower case, first letters as published.
 QUESTION_KEYS = ("question", "Question")

@@ -14,11 +14,14 @@ import os
 import sys
 from pathlib import Path
 
-import uvicorn
+from tools.extras import imports_of
 
-from envs.search.corpus import Corpus
-from tools.retrieval.app import Service, make_app
-from tools.retrieval.backends import open_backend
+with imports_of("search"):
+    import uvicorn
+
+    from envs.search.corpus import Corpus
+    from tools.retrieval.app import Service, make_app
+    from tools.retrieval.backends import open_backend
 
 
 def main(arguments: list[str] | None = None) -> int:

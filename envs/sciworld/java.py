@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from envs.base import ServiceFault
+from envs.base import ServiceFault, package_fault
 
 # The serial collector: less memory and fewer threads than Java's default. Both of Java's compilers: with the quick one
 # alone 32 simulators took 1.5 times as long on one core, 2 times on two, warming up included;
@@ -41,9 +41,7 @@ class JavaFault(ServiceFault):
 def java_faults() -> list[str]:
     """Why no Java machine can be started here, each with what to do; empty if one can."""
     return [
-        f"env.name=sciworld needs the package {package}; install it with pip install -e '.[sciworld]'"
-        for package in _PACKAGES
-        if find_spec(package) is None
+        package_fault("env.name=sciworld", package, "sciworld") for package in _PACKAGES if find_spec(package) is None
     ]
 
 

@@ -40,8 +40,18 @@ def test_what_slurm_would_not_understand_is_refused_at_once():
 def test_a_misspelt_flag_is_refused_and_not_handed_to_the_job(capsys):
     assert main(["experiment=alfworld_qwen3_1_7b", "--sumbit", "--dry"]) == 2
     printed = capsys.readouterr()
-    assert "--sumbit is unknown; there are --submit and --render" in printed.err and "--dry is unknown" in printed.err
+    assert "--sumbit is unknown; did you mean --submit?" in printed.err
+    assert "--dry is unknown; set one of --submit, --render" in printed.err
     assert not printed.out
+
+
+def test_misspelt_words_of_slurm_are_told_their_neighbours():
+    with pytest.raises(ConfigError) as error:
+        parse(["experiment=x", "node=2", "tiem=01:00:00", "run.seed=1", "actor={tensor_parallel: 2}", "xyz=1"])
+    node, time, xyz = error.value.faults
+    assert node == "node is unknown; did you mean nodes?"
+    assert time == "tiem is unknown; did you mean time?"
+    assert xyz.startswith("xyz is unknown; set one of job, nodes, ") and xyz.endswith(", experiment")
 
 
 def test_every_seed_has_its_own_directory():

@@ -26,6 +26,24 @@ def test_all_faults_are_reported_together():
     assert len(caught.value.faults) == 5
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "advice"),
+    [
+        ("actor.tensor_paralel=2", "actor.tensor_paralel", "did you mean actor.tensor_parallel or "),
+        ("enigne.name=vllm", "enigne", "did you mean engine?"),
+        ("actor.learning_rate=1", "actor.learning_rate", "did you mean optimizer.learning_rate"),  # another group
+        ("model=x", "model", "did you mean actor.model?"),  # without its group
+        ("experimnt=demo", "experimnt", "did you mean experiment?"),
+        ("skills.xyz=1", "skills.xyz", "see megatron_opid/config.py"),
+    ],
+)
+def test_a_misspelt_key_is_told_its_neighbours(override, key, advice):
+    with pytest.raises(ConfigError) as caught:
+        load([override, "rollout.group_sise=3"])
+    assert any(fault.startswith(f"{key} is not a configuration key; {advice}") for fault in caught.value.faults)
+    assert "rollout.group_sise is not a configuration key; did you mean rollout.group_size?" in caught.value.faults
+
+
 def test_what_hydra_refuses_is_a_config_error():
     with pytest.raises(ConfigError):
         load(["not an override"])

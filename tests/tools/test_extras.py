@@ -1,0 +1,41 @@
+"""A tool whose extra is not installed ends with one line that says what to type."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tools.extras import imports_of
+
+# What `python -m MODULE` does, where PACKAGE is not installed.
+WITHOUT = """
+import runpy, sys
+sys.modules[{package!r}] = None
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("make_webshop_catalogue", "ijson", "webshop"),
+        ("make_webshop_demonstrations", "rapidfuzz", "webshop"),
+        ("bench_webshop", "ijson", "webshop"),
+        ("make_search_demonstrations", "pyarrow", "search"),
+        ("prepare_search_qa", "pyarrow", "search"),
+        ("build_index", "regex", "search"),
+        ("retrieval_server", "fastapi", "search"),
+    ],
+)
+def test_a_missing_extra_is_one_line(name: str, package: str, extra: str):
+    code = WITHOUT.format(package=package, module=f"tools.{name}")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    line = f"tools.{name} needs the package {package}; install it with pip install -e '.[{extra}]'\n"
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", line)
+
+
+def test_a_defect_of_ours_is_not_called_a_missing_extra():
+    with pytest.raises(ModuleNotFoundError, match="envs.nowhere"), imports_of("search"):
+        import envs.nowhere  # noqa: F401

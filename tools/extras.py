@@ -1,0 +1,30 @@
+"""The packages that only some tools need: an extra of pyproject.toml that is missing ends the tool with one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from envs.base import package_fault
+
+OURS = ("envs", "megatron_opid", "rollout", "tools")
+
+
+@contextmanager
+def imports_of(extra: str) -> Iterator[None]:
+    """Around the imports that need `extra`.
+
+    Raises:
+        SystemExit: one of its packages is not installed; which, and what to type, is printed.
+        ModuleNotFoundError: a module of ours is not there.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = error.name.partition(".")[0]
+        if package in OURS:
+            raise  # a defect of ours
+        print(package_fault(f"tools.{Path(sys.argv[0]).stem}", package, extra), file=sys.stderr)
+        raise SystemExit(2) from error
