@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
 from pydantic import ValidationError as PydanticError
 from pydantic.dataclasses import dataclass
 
@@ -93,8 +93,9 @@ class EngineConfig:
     sync: Literal["auto", "in_process", "disk", "nccl", "ipc"] = "auto"  # auto: in_process for local, else disk
     sync_dir: str = ""  # of disk; empty: <run.dir>/weights
     bucket_mib: PositiveInt = 1024  # tensors in transit; two buckets where gathering and sending overlap
-    # New requests of a server wait until they are this share of those that it runs, 50 ms at most; 0: none waits.
-    arrival_share: NonNegativeFloat = 0.12
+    # A rank's new requests of a server wait for some ms, until they are this share of those that it has there; 0: none.
+    arrival_share: Annotated[float, Field(ge=0, le=1)] = 0.12
+    num_api_servers: PositiveInt = 4  # of each vLLM server: processes that answer for one engine
     request_timeout_s: PositiveFloat = 600.0  # a response that takes longer makes its engine a hanging one
     slow_ratio: PositiveFloat = 10.0  # against the 90th percentile of the other engines' response times
     startup_timeout_s: PositiveFloat = 1200.0

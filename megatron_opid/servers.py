@@ -92,6 +92,7 @@ def server_settings(config: Config) -> ServerSettings:
         dtype="float32" if config.actor.precision == "fp32" else "bfloat16",
         transfer=sync_name(engine),
         tensor_parallel=engine.tensor_parallel,
+        num_api_servers=engine.num_api_servers,
         gpu_memory_utilization=engine.gpu_memory_utilization,
         max_batch_sequences=engine.max_batch_sequences,
         max_model_tokens=_longest_sequence(config),

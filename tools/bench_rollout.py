@@ -53,7 +53,7 @@ from rollout.worker import RolloutWorker
 from tools import make_alfworld_games, make_tiny_model
 from tools.faulty_server import faulty_command
 
-WARM_UP_STEPS = 3
+NUM_WARM_UP_STEPS = 3
 CLIENTS = {"vllm": VllmEngine, "sglang": SglangEngine}
 SKILLS = '{"summary": "s", "episode_skill": "open it .", "step_skills": [{"step": 1, "skill": "turn left ."}]}'
 
@@ -187,13 +187,15 @@ class Bench:
 
     async def warm_up(self, worker: RolloutWorker) -> None:
         """A few turns: servers compile kernels at their first requests."""
-        settings = replace(self.settings, max_steps=min(WARM_UP_STEPS, self.settings.max_steps))
+        settings = replace(self.settings, max_steps=min(NUM_WARM_UP_STEPS, self.settings.max_steps))
         await worker.collect(self._tasks, self._options.group, settings, training_step=0, label="warm up")
+        await self.pool_at_once.counters()  # what the cache has counted so far is not of a way
 
     async def play(
         self, worker: RolloutWorker, label: str, annotator: Callable[[Trajectory], Awaitable[Any]] | None = None
     ) -> dict[str, float]:
-        """One collection: its figures."""
+        """One collection: its figures. Loading the weights empties the cache of what the way before has asked."""
+        await self.load()
         before, started_s = server_counters(self._urls), time.perf_counter()
         trajectories = await worker.collect(
             self._tasks, self._options.group, self.settings, training_step=0, annotator=annotator, label=label

@@ -7,8 +7,8 @@
 One rank pushes random weights of a published shape, made tensor by tensor as a gather would give them, through the
 project's own client and transports. The first push forms the group and compares digests; the others are timed. The
 bandwidth of the link is that of a plain copy of 1 GiB between the two GPUs, or within the one. `requests_s` are the
-seconds of a push in which a request of each route waited for its answer: the server's share. Between pushes the server
-of `ipc` sleeps, as it does in training.
+seconds of a push in which a request of each route was on its way, some of them while a bucket was sent. Between pushes
+the server of `ipc` sleeps, as it does in training.
 """
 
 from __future__ import annotations
@@ -114,20 +114,21 @@ class Bench:
         peer = 1 if self._options.transport == "nccl" else 0
         link = {} if self._options.cpu else {"link_gib_per_s": link_gib_per_s(peer)}  # while its memory is free
         asyncio.run(self.launcher.start())
-        self._engine = CLIENTS[self._options.dialect](self.launcher.urls[0])
-        requests_s = timed_updates(self._engine)
+        requests_s: dict[str, float] = defaultdict(float)
+        self._engine = timed(CLIENTS[self._options.dialect], requests_s)(self.launcher.urls[0])
         with asyncio.Runner() as runner:
             self._run = runner.run
             pool = EnginePool([self._engine], PoolSettings(recovery_timeout_s=10))
             sync = self._sync(pool)
             first = sync.push(self.weights.stream(), 1)
             figures: dict = {"first_push_s": first.seconds, "verified": first.verified, "pushes_s": [], "asleep": []}
-            requests_s.clear()
+            figures["requests_s"] = []
             for version in range(2, 2 + self._options.pushes):
                 if self._options.transport == "ipc":
                     figures["asleep"].append(self._sleep())
+                requests_s.clear()
                 figures["pushes_s"].append(sync.push(self.weights.stream(), version).seconds)
-            figures["requests_s"] = {route: total / self._options.pushes for route, total in requests_s.items()}
+                figures["requests_s"].append(dict(requests_s))
             self._run(self._sample())
             self._run(pool.close())
         figures["gather_s"] = self._gather_s()
@@ -199,18 +200,18 @@ class Bench:
         return directory
 
 
-def timed_updates(engine: HttpEngine) -> dict[str, float]:
-    """Seconds of the engine's requests of a weight update by route, from now on, added up."""
-    seconds: dict[str, float] = defaultdict(float)
-    post_update = engine.post_update
+def timed(kind: type[HttpEngine], seconds: dict[str, float]) -> type[HttpEngine]:
+    """A client of that kind which adds up, by route, how long its control requests take."""
 
-    async def timed(route: str, body: dict[str, Any] | None = None) -> None:
-        started_s = time.perf_counter()
-        await post_update(route, body)
-        seconds[route] += time.perf_counter() - started_s
+    class Timed(kind):
+        async def _control(self, method: str, route: str, timeout_s: float, **arguments: Any) -> Any:
+            started_s = time.perf_counter()
+            try:
+                return await super()._control(method, route, timeout_s, **arguments)
+            finally:
+                seconds[route] += time.perf_counter() - started_s
 
-    engine.post_update = timed
-    return seconds
+    return Timed
 
 
 def link_gib_per_s(peer: int) -> float:

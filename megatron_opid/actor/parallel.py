@@ -57,8 +57,16 @@ def initialize(actor: ActorConfig, device: torch.device, *, seed: int, timeout_s
             distributed_timeout_minutes=max(1, round(timeout_s / 60)),
         )
         model_parallel_cuda_manual_seed(seed)
+    if actor.pipeline_parallel > 1:
+        _connect_stages(device)
     torch.manual_seed(seed)
     return starts_world
+
+
+def _connect_stages(device: torch.device) -> None:
+    """Have the pipeline's group form its communicator now: the first message would need every stage for that, and with
+    three stages the last one waits for the second while that one waits for it."""
+    dist.all_reduce(torch.zeros(1, device=device), group=parallel_state.get_pipeline_model_parallel_group())
 
 
 def _compute_deterministically() -> None:

@@ -18,6 +18,9 @@ from torch import Tensor
 from megatron_opid.actor.head import HeadInput, HeadOutput
 from megatron_opid.actor.packing import PackedTokens
 
+FORWARD, BACKWARD = 0, 1  # tags of messages
+NUM_DIMENSIONS = 3  # of activations: sequence, batch, hidden
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -40,14 +43,18 @@ class StageCommunicator(P2PCommunicator):
     def _communicate_shapes(
         self, tensor_send_next: Tensor | None, tensor_send_prev: Tensor | None, recv_prev: bool, recv_next: bool
     ) -> tuple[list[int], list[int]]:
-        """Overrides Megatron-Core 0.16.1's; the tag is the direction, as with two stages both neighbours are one."""
-        for tag, tensor, rank in (0, tensor_send_next, self.next_rank), (1, tensor_send_prev, self.prev_rank):
+        """Overrides Megatron-Core 0.16.1's. A tag is a direction: with two stages both neighbours are the same rank.
+
+        Returns: the shapes [sequence, batch, hidden] that come from the previous and the next stage, zeros for none.
+        """
+        sends = (FORWARD, tensor_send_next, self.next_rank), (BACKWARD, tensor_send_prev, self.prev_rank)
+        for tag, tensor, rank in sends:
             if tensor is not None:
                 shape = torch.tensor(tensor.size())
                 self._sent.append((dist.isend(shape, rank, self.pp_group, tag), shape))
         shapes = []
-        for tag, expected, rank in (0, recv_prev, self.prev_rank), (1, recv_next, self.next_rank):
-            shape = torch.zeros(3, dtype=torch.int64)
+        for tag, expected, rank in (FORWARD, recv_prev, self.prev_rank), (BACKWARD, recv_next, self.next_rank):
+            shape = torch.zeros(NUM_DIMENSIONS, dtype=torch.int64)
             if expected:
                 dist.recv(shape, rank, self.pp_group, tag)
             shapes.append(shape.tolist())

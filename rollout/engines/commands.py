@@ -32,9 +32,6 @@ for place in spec.submodule_search_locations if spec else ():
 # 512 in all, and larger ones. Only steps of nothing but next tokens stay below its end, and where each episode goes on
 # by itself nearly every step holds a prompt, too.
 VLLM_GRAPH_TOKENS = (1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 2049, 128))
-# Processes that answer HTTP for one vLLM engine. One spends 40 us of CPU on each sampled token, most of it on the
-# objects that its log-prob becomes on the way to JSON: at 128 requests that takes longer than the token.
-VLLM_API_SERVERS = 4
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,9 @@ class ServerSettings:
 
     `host` is the address to listen on, `dtype` float32 or bfloat16; `transfer` the weight transport; `sleeps` asks for
     memory that can be given back; `dummy_weights` starts without weights, which sync over disk cannot mend; `on_cpu`
-    for our CPU server.
+    for our CPU server. `num_api_servers` are vLLM's processes that answer for one engine: of each sampled token's
+    log-prob vLLM 0.24.0 makes several objects on the way to JSON, which one process hardly does for 128 requests
+    (docs/bench/rollout_vllm_one_api_server.json).
     """
 
     dialect: Literal["vllm", "sglang"]
@@ -52,6 +51,7 @@ class ServerSettings:
     host: str = LOOPBACK
     transfer: Literal["disk", "nccl", "ipc"] = "disk"
     tensor_parallel: int = 1
+    num_api_servers: int = 4
     gpu_memory_utilization: float = 0.85
     max_batch_sequences: int = 64
     max_model_tokens: int | None = None
@@ -128,7 +128,7 @@ def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> S
         *("--max-num-seqs", str(settings.max_batch_sequences)),
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
         *("--worker-extension-cls", EXTENSION),
-        *("--api-server-count", str(VLLM_API_SERVERS)),
+        *("--api-server-count", str(settings.num_api_servers)),
         "--disable-uvicorn-access-log",  # a line per response
     ]
     compilation: dict[str, Any] = {"cudagraph_capture_sizes": VLLM_GRAPH_TOKENS}
@@ -184,10 +184,7 @@ def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], ke
         with os.fdopen(os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.writelines(lines)
         arguments += ["--config", str(key_file)]
-    # The health probe that generates is held back while the server is paused. The port for gRPC, which is not used, is
-    # else the other one plus 10,000: above 65,535 for many a free port, and the server refuses to start.
-    environment = environment | {
-        "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0",
-        "SGLANG_GRPC_PORT": str(port - 10_000 if port > 55_535 else port + 10_000),
-    }
+    # The health probe that generates is held back while the server is paused. Nothing opens the port for gRPC, but the
+    # default, 10,000 above the other, is above 65,535 for many a free port, and then the server refuses to start.
+    environment = environment | {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0", "SGLANG_GRPC_PORT": str(port - 1)}
     return ServerCommand(tuple(arguments), environment)

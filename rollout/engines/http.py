@@ -224,16 +224,16 @@ class HttpEngine(ABC):
 
     async def _control_json(self, method: str, route: str, *, timeout_s: float | None = None, **arguments: Any) -> Any:
         """The JSON (None for an empty body) that a route answers; an EngineFault for anything but success."""
-        _, control = self._open()
-        timeout_s, key = timeout_s or self._control_timeout_s, self._control_key(route)
-        return (await _request(control, self.url, key, timeout_s, method, route, **arguments)).json()
+        return (await self._control(method, route, timeout_s or self._control_timeout_s, **arguments)).json()
 
     async def _control_text(self, route: str) -> str:
-        _, control = self._open()
-        key = self._control_key(route)
-        answer = await _request(control, self.url, key, self._control_timeout_s, "GET", route)
+        answer = await self._control("GET", route, self._control_timeout_s)
         answer.raise_for_status()
         return answer.text()
+
+    async def _control(self, method: str, route: str, timeout_s: float, **arguments: Any) -> _Answer:
+        _, control = self._open()
+        return await _request(control, self.url, self._control_key(route), timeout_s, method, route, **arguments)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ EXCEPTION = re.compile(r"\b[A-Z]\w*(Error|Exception): .+|error while loading sha
 LOWEST_PORT = 10000
 # What torchrun and our launcher tell a rank. A server that inherits it takes its own ranks for the trainer's.
 OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# A directory of counters that servers would share, and add up.
+OF_ALL_SERVERS = "PROMETHEUS_MULTIPROC_DIR"
 
 # Settings, port, GPUs, file for keys.
 MakeCommand = Callable[[ServerSettings, int, Sequence[str], Path], ServerCommand]
@@ -206,11 +208,11 @@ def _retrieve(start: asyncio.Task[None]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what made it a rank."""
+    """This process's, without what made it a rank and what servers may not share."""
     return {
         name: value
         for name, value in os.environ.items()
-        if name not in OF_A_RANK and not name.startswith("TORCHELASTIC_")
+        if name not in (*OF_A_RANK, OF_ALL_SERVERS) and not name.startswith("TORCHELASTIC_")
     }
 
 

@@ -117,7 +117,7 @@ class EnginePool:
         while len(faults) < MAX_ATTEMPTS:
             member = await self._choose(session)
             try:
-                generation = await member.run(member.ask(prompt_ids, sampling, session))
+                generation = await member.sample(prompt_ids, sampling, session)
                 if generation is not None:
                     return generation
             except EngineFault as fault:

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rollout.engines.arrivals import Arrivals
 from rollout.engines.base import Generation, Sampling
@@ -34,37 +33,39 @@ class PoolMember:
 
     @property
     def busy_s(self) -> float:
-        return self._busy_s + (time.monotonic() - self._busy_since_s if self.requests else 0.0)
+        """Seconds in which the engine had a request of this pool."""
+        return self._busy_s + (time.monotonic() - self._busy_since_s if self._arrivals.num_running else 0.0)
 
     @property
     def oldest_s(self) -> float:
-        """How long the oldest request has been running."""
+        """How long ago the oldest request was made."""
         return time.monotonic() - min(tuple(self.requests.values()), default=time.monotonic())
 
-    async def ask(self, prompt_ids: Sequence[int], sampling: Sampling, session: str) -> Generation:
-        """Sample on the engine, together with others that are about to; to be `run`."""
-        await self._arrivals.join(len(self.requests))
-        return await self.engine.generate(prompt_ids, sampling, session=session)
-
-    async def run(self, request: Coroutine[Any, Any, Generation]) -> Generation | None:
-        """The request's answer; None if it was cancelled because the engine was taken out."""
-        task = asyncio.ensure_future(request)
+    async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, session: str) -> Generation | None:
+        """The engine's answer; None if the request was cancelled because the engine was taken out."""
+        task = asyncio.ensure_future(self._ask(prompt_ids, sampling, session))
         started_s = time.monotonic()
-        if not self.requests:
-            self._busy_since_s = started_s
         self.requests[task] = started_s
         try:
             await asyncio.wait({task})
         finally:
             task.cancel()
             del self.requests[task]
-            if not self.requests:
-                self._busy_s += time.monotonic() - self._busy_since_s
         if task.cancelled():
             return None
         generation = task.result()
         self.durations_s.append(time.monotonic() - started_s)
         return generation
+
+    async def _ask(self, prompt_ids: Sequence[int], sampling: Sampling, session: str) -> Generation:
+        async with self._arrivals.together():
+            if self._arrivals.num_running == 1:
+                self._busy_since_s = time.monotonic()
+            try:
+                return await self.engine.generate(prompt_ids, sampling, session=session)
+            finally:
+                if self._arrivals.num_running == 1:
+                    self._busy_s += time.monotonic() - self._busy_since_s
 
     async def cache_delta(self) -> CacheCounts:
         """What the cache counted since the last call; a restarted server counts from 0."""

@@ -24,11 +24,11 @@ class Owner(Protocol):
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """When an engine counts as hanging or slow, how long requests wait for one to come back, and for one another
-    (`arrivals.Arrivals`).
+    """When an engine counts as hanging or slow, how long requests wait for one to come back, and for one another.
 
     A request that has taken `slow_ratio` times the 90th percentile of the other engines' requests, and at least
-    `slow_after_s`, makes its engine slow. (One that hangs reaches its client's time limit.)
+    `slow_after_s`, makes its engine slow. (One that hangs reaches its client's time limit.) New requests of an engine
+    wait until they are `arrival_share` of those that run there, at most `arrival_patience_s` (`arrivals.Arrivals`).
     """
 
     recovery_timeout_s: float = 600.0

@@ -43,6 +43,7 @@ LAYOUTS = {
     "dp2_plain": Layout(2, {"distributed_optimizer": False}),
     "dp2_overlap": Layout(2, {"overlap_communication": True}),
     "cp2": Layout(2, CP2, ("qwen3_tied", "qwen2_untied")),
+    "pp4": Layout(4, {"pipeline_parallel": 4}, ("qwen3_tied", "qwen2_untied")),
     "tp2_pp2": Layout(4, TP2 | PP2 | SP, ("qwen3_tied", "qwen2_untied")),
     "tp2_dp2": Layout(4, TP2),
     "vpp2_dp2": Layout(4, VPP2),

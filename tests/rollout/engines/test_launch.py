@@ -25,7 +25,7 @@ from rollout.engines.commands import (
 )
 from rollout.engines.http import ADMIN_KEY, API_KEY
 from rollout.engines.key_guard import KeyGuard
-from rollout.engines.launch import OF_A_RANK, Launcher, ServerStartError
+from rollout.engines.launch import OF_A_RANK, OF_ALL_SERVERS, Launcher, ServerStartError
 from rollout.event_loop import EventLoop
 
 KEYS = {API_KEY: "key-1234", ADMIN_KEY: "admin-1234"}
@@ -102,7 +102,7 @@ def test_both_ends_of_a_transfer_by_nccl_allocate_alike(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("port", [1024, 55_535, 55_536, 65_535])
 def test_sglang_is_given_a_port_for_grpc_that_exists(tmp_path, port: int):
-    """Its own, which it does not use, is 10,000 above the other one: from 55,536 on it refuses to start."""
+    """Its own, which nothing opens, is 10,000 above the other one: from 55,536 on it refuses to start."""
     settings = ServerSettings("sglang", Path("/model"), "bfloat16")
     grpc_port = int(server_command(settings, port, ["0"], tmp_path / "keys.yaml").environment["SGLANG_GRPC_PORT"])
     assert 1 <= grpc_port <= 65_535 and grpc_port != port
@@ -209,14 +209,14 @@ HTTPServer(("127.0.0.1", PORT), Healthy).serve_forever()
 
 
 def test_a_server_does_not_take_itself_for_a_rank_of_the_trainer(monkeypatch, tmp_path):
-    for name in (*OF_A_RANK, "TORCHELASTIC_USE_AGENT_STORE", "UNTOUCHED"):
+    for name in (*OF_A_RANK, OF_ALL_SERVERS, "TORCHELASTIC_USE_AGENT_STORE", "UNTOUCHED"):
         monkeypatch.setenv(name, "1")
     seen = tmp_path / "seen.json"
     code = f"import json, os; open({str(seen)!r}, 'w').write(json.dumps(dict(os.environ))); raise SystemExit('seen')"
     with launcher_of(code, tmp_path) as launcher, pytest.raises(ServerStartError, match="seen"):
         asyncio.run(launcher.start())
     names = set(json.loads(seen.read_text()))
-    assert "UNTOUCHED" in names and not names & {*OF_A_RANK, "TORCHELASTIC_USE_AGENT_STORE"}
+    assert "UNTOUCHED" in names and not names & {*OF_A_RANK, OF_ALL_SERVERS, "TORCHELASTIC_USE_AGENT_STORE"}
 
 
 async def test_a_restart_that_was_broken_off_goes_on_and_does_not_begin_again(tmp_path):
