@@ -41,10 +41,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and its charts; a section without charts is not shown."""
+    """A heading and its charts. `zero`: the titles of those that would show nothing but zeros, which are named only."""
 
     title: str
     panels: list[Panel]
+    zero: list[str] = field(default_factory=list)
 
 
 # (title, unit, {metric name: legend}) of the charts that draw metrics as they are
@@ -119,14 +120,14 @@ def sections(lines: Lines) -> list[Section]:
     """The charts of one run from the lines of its metrics.jsonl; what was not logged is left out."""
     found = [
         Section("Learning", _learning(lines)),
-        Section("Optimisation", _plain_panels(lines, _ACTOR)),
-        Section("Episodes", _plain_panels(lines, _EPISODES)),
-        Section("Skill teacher", _plain_panels(lines, _TEACHER)),
-        Section("Engine and trainer", _plain_panels(lines, _MISMATCH)),
-        Section("Analyzer", _plain_panels(lines, _ANALYZER)),
+        _plain_section(lines, "Optimisation", _ACTOR),
+        _plain_section(lines, "Episodes", _EPISODES),
+        _plain_section(lines, "Skill teacher", _TEACHER),
+        _plain_section(lines, "Engine and trainer", _MISMATCH),
+        _plain_section(lines, "Analyzer", _ANALYZER),
         Section("Time", _time(lines)),
     ]
-    return [section for section in found if section.panels]
+    return [section for section in found if section.panels or section.zero]
 
 
 def series(lines: Lines, name: str, *, shift: int = 0) -> tuple[list[int], list[float]]:
@@ -204,16 +205,18 @@ def _by_category(lines: Lines, prefix: str, *, smooth: bool) -> list[Curve]:
     return curves
 
 
-def _plain_panels(lines: Lines, specifications: list[_PlainPanel]) -> list[Panel]:
-    panels = []
+def _plain_section(lines: Lines, heading: str, specifications: list[_PlainPanel]) -> Section:
+    panels, zero = [], []
     for title, unit, legends in specifications:
         curves = [
             Curve(legend, *series(lines, name), color=color) for color, (name, legend) in enumerate(legends.items())
         ]
         drawn = [curve for curve in curves if curve.y]
-        if drawn:
+        if any(any(curve.y) for curve in drawn):
             panels.append(Panel(title, unit, drawn))
-    return panels
+        elif drawn:
+            zero.append(title)
+    return Section(heading, panels, zero)
 
 
 def _time(lines: Lines) -> list[Panel]:

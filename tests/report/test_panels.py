@@ -53,6 +53,19 @@ def test_validation_counts_updates_and_has_its_interval():
     )
 
 
+def test_what_is_zero_at_every_step_is_named_and_not_drawn():
+    lines = [
+        {"step": step, "rollout/num_failed_episodes": 0, "rollout/steps_mean": 9.0, "mismatch/large_share": 0.0}
+        for step in range(3)
+    ]
+    episodes, mismatch = sections(lines)
+    assert [panel.title for panel in episodes.panels] == ["Episode length"]
+    assert episodes.zero == ["Episodes lost to faults"]
+    assert (mismatch.panels, mismatch.zero) == ([], ["Tokens that differ much"])
+    lines[1]["rollout/num_failed_episodes"] = 1
+    assert sections(lines)[0].zero == []
+
+
 def test_null_values_leave_a_gap_instead_of_a_zero():
     lines = [{"step": 0, "actor/loss": 1.0}, {"step": 1, "actor/loss": None}, {"step": 2, "actor/loss": 3.0}]
     (curve,) = _panels(lines)["Loss"].curves
