@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, field
 from difflib import get_close_matches
@@ -17,6 +18,8 @@ from pydantic import ValidationError as PydanticError
 from pydantic.dataclasses import dataclass
 
 CONFIG_DIR = Path(__file__).parent.parent / "configs"
+# KEY=VALUE, or Hydra's +KEY=VALUE, ++KEY=VALUE and ~KEY; a value may hold blanks.
+OVERRIDE = re.compile(r"(\+{0,2}[\w./@]+=|~[\w./@]+(=|$))")
 STRICT = ConfigDict(extra="forbid")
 
 
@@ -273,6 +276,8 @@ def load(overrides: Sequence[str]) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if malformed := [o for o in overrides if not OVERRIDE.match(o)]:
+        raise ConfigError([f"{o!r} is no KEY=VALUE, like run.dir=runs/a (no dashes, no blanks)" for o in malformed])
     ConfigStore.instance().store("schema", node=asdict(Config()))
     # ++ lets Hydra take any key, so that all unknown ones are reported together below.
     as_given = ("experiment=", "+", "~")

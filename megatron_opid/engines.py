@@ -27,7 +27,28 @@ SHAPE_KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_h
 
 def engine_faults(config: Config, world_size: int) -> list[str]:
     """Why the engines of this configuration cannot serve: values first, then the servers at `engine.urls`."""
-    engine = config.engine
+    engine, faults = config.engine, value_faults(config.engine)
+    if engine.name == "local":
+        return faults
+    sync = sync_name(engine)
+    if sync == "ipc" and not engine.urls and engine.num_servers * engine.tensor_parallel > local_world_size(world_size):
+        faults.append(
+            f"engine.sync=ipc: engine.num_servers={engine.num_servers} × engine.tensor_parallel="
+            f"{engine.tensor_parallel} GPUs must be those of the machine's {local_world_size(world_size)} ranks; set "
+            "engine.num_servers lower, or run.num_processes higher"
+        )
+    if engine.cpu_servers and importlib.util.find_spec("uvicorn") is None:
+        faults.append("engine.cpu_servers=true needs the package uvicorn; install it with pip install -e '.[server]'")
+    own_gpus = [] if engine.urls or engine.cpu_servers else _gpu_faults(config, world_size)
+    # Without the GPUs, or the server, what they need is of no interest.
+    faults += own_gpus or _server_package_faults(engine) or _package_faults(engine, sync)
+    if not faults and engine.urls:
+        faults += asyncio.run(_server_faults(config))
+    return faults
+
+
+def value_faults(engine: EngineConfig) -> list[str]:
+    """Why no machine could serve with these values."""
     if engine.name == "local":
         return _local_faults(engine)
     faults = [fault for url in engine.urls for fault in _url_faults(url)]
@@ -38,24 +59,12 @@ def engine_faults(config: Config, world_size: int) -> list[str]:
         faults.append(f"engine.sync=in_process cannot reach engine.name={engine.name}; set disk, nccl or ipc")
     if sync == "ipc" and engine.placement != "colocated":
         faults.append("engine.sync=ipc needs engine.placement=colocated: a handle is good on its own GPU only")
-    if sync == "ipc" and not engine.urls and engine.num_servers * engine.tensor_parallel > local_world_size(world_size):
-        faults.append(
-            f"engine.sync=ipc: engine.num_servers={engine.num_servers} × engine.tensor_parallel="
-            f"{engine.tensor_parallel} GPUs must be those of the machine's {local_world_size(world_size)} ranks; set "
-            "engine.num_servers lower, or run.num_processes higher"
-        )
     if sync == "nccl" and engine.placement == "colocated":
         faults.append("engine.sync=nccl needs engine.placement=disaggregated: NCCL refuses two ranks on one GPU")
     if engine.cpu_servers and engine.urls:
         faults.append("engine.cpu_servers=true starts servers, engine.urls names given ones; set one of them")
-    if engine.cpu_servers and importlib.util.find_spec("uvicorn") is None:
-        faults.append("engine.cpu_servers=true needs the package uvicorn; install it with pip install -e '.[server]'")
     if engine.cpu_servers and (sync == "ipc" or engine.tensor_parallel > 1):
         faults.append("engine.cpu_servers=true has engine.sync=disk or nccl and engine.tensor_parallel=1 only")
-    own_gpus = [] if engine.urls or engine.cpu_servers else _gpu_faults(config, world_size)
-    faults += own_gpus or _package_faults(engine, sync)  # without the GPUs their transport is of no interest
-    if not faults and engine.urls:
-        faults += asyncio.run(_server_faults(config))
     return faults
 
 
@@ -147,6 +156,23 @@ def _local_faults(engine: EngineConfig) -> list[str]:
     return faults
 
 
+def _server_package_faults(engine: EngineConfig) -> list[str]:
+    """Whether the Python of servers that we start on GPUs has theirs."""
+    from rollout.engines.base import EngineError
+    from rollout.engines.commands import ENGINE_PYTHON, has_package
+
+    try:
+        if engine.cpu_servers or engine.urls or has_package(engine.name):
+            return []
+    except EngineError as error:
+        return [str(error)]
+    python = os.environ.get(ENGINE_PYTHON) or "this Python"
+    return [
+        f"engine.name={engine.name}: {python} has no package {engine.name}; install it there, pip install -e "
+        f"'.[{engine.name}]', or set {ENGINE_PYTHON} to a Python that has it"
+    ]
+
+
 def _package_faults(engine: EngineConfig, sync: str) -> list[str]:
     """Packages that a transport through GPUs' memory needs here; what the servers' own Python has is theirs to say."""
     from rollout.engines.commands import ENGINE_PYTHON
@@ -184,10 +210,11 @@ def _gpu_faults(config: Config, world_size: int) -> list[str]:
             f"engine.name={engine.name} starts servers on GPUs, this machine has none; set engine.name=local, "
             "engine.cpu_servers=true, or engine.urls to servers elsewhere"
         ]
+    besides = f" besides the trainer's {trainer}" if trainer else ""
+    colocated = "engine.placement=colocated, " if trainer else ""
     return [
-        f"engine.num_servers={engine.num_servers} × engine.tensor_parallel={engine.tensor_parallel} need {needed} GPUs "
-        f"besides the trainer's {trainer}, this machine has {num_gpus}; set them lower, engine.placement=colocated, "
-        "engine.urls, or engine.cpu_servers=true"
+        f"engine.num_servers={engine.num_servers} × engine.tensor_parallel={engine.tensor_parallel} need {needed} GPUs"
+        f"{besides}, this machine has {num_gpus}; set them lower, {colocated}engine.urls, or engine.cpu_servers=true"
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import psutil
 
 from megatron_opid.config import Config, ConfigError, resolve_model, value_faults
 from megatron_opid.engines import engine_faults
-from megatron_opid.servers import local_world_size
+from megatron_opid.servers import local_world_size, visible_gpus
 
 # fp32 in host memory of a parameter whose optimizer state is offloaded: the weight, its gradient, Adam's two moments.
 OFFLOADED_BYTES_PER_PARAMETER = 16
@@ -25,6 +26,7 @@ def training_faults(config: Config, world_size: int) -> list[str]:
     """Why training cannot start."""
     return [
         *files_and_layout_faults(config, world_size),
+        *device_faults(config, world_size),
         *host_memory_faults(config, world_size),
         *engine_faults(config, world_size),
         *analyzer_faults(config, ask=True),
@@ -48,6 +50,7 @@ def sft_faults(config: Config, world_size: int) -> list[str]:
         *value_faults(config),
         *_model_faults(config),
         *_actor_faults(config, world_size, "sft"),
+        *device_faults(config, world_size),
         *host_memory_faults(config, world_size),
         *_demonstration_faults(config),
     ]
@@ -172,6 +175,27 @@ def _actor_faults(config: Config, world_size: int, entry_point: str) -> list[str
         *checkpoint_faults(Path(config.run.dir) / "checkpoints", config.actor, hf_config),
         *resume_faults(entry_point, config),
     ]
+
+
+def device_faults(config: Config, world_size: int) -> list[str]:
+    """Whether this machine has the GPUs of its ranks, and what computes on them."""
+    num_gpus, num_ranks = len(visible_gpus()), local_world_size(world_size)
+    if config.actor.device == "cpu" or (config.actor.device == "auto" and not num_gpus):
+        return []
+    if not num_gpus:
+        return [f"actor.device={config.actor.device}: this machine has no GPU; set it to cpu or auto"]
+    faults = []
+    if num_ranks > num_gpus:
+        faults.append(
+            f"run.num_processes: {num_ranks} ranks need a GPU each, this machine has {num_gpus}; set it to {num_gpus}"
+        )
+    # Layers of fp32 are torch's own (actor/layer_spec.py, whose import takes seconds).
+    if config.actor.precision != "fp32" and find_spec("transformer_engine") is None:
+        faults.append(
+            f"actor.precision={config.actor.precision} on a GPU needs the package transformer_engine; install it with "
+            "pip install --no-build-isolation -e '.[gpu]'"
+        )
+    return faults
 
 
 def host_memory_faults(config: Config, world_size: int) -> list[str]:

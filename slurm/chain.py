@@ -97,6 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         first = found[0].request.job if config.sft.demonstrations else request.job
         if faults := job_faults(replace(request, job=first), load(list(found[0].arguments)), site):
             raise ConfigError(faults)
+        site.logs.mkdir(parents=True, exist_ok=True)  # where it is missing a job leaves no word
         print("\n".join(submit_all(found, config, site, only_print="--print" in arguments)))
     except ConfigError as error:
         print(f"slurm.chain: {error}", file=sys.stderr)

@@ -27,7 +27,7 @@ MODES = ("--submit", "--render")
 
 def job_faults(request: Request, config: Config, site: Site) -> list[str]:
     """Why the job cannot run, as far as can be seen from here."""
-    from megatron_opid import preflight
+    from megatron_opid import engines, preflight
 
     faults = size_faults(request, config, site)
     world_size = int(request.nodes) * config.run.num_processes
@@ -38,6 +38,7 @@ def job_faults(request: Request, config: Config, site: Site) -> list[str]:
             faults += preflight.evaluation_faults(config, config.env.validation_split, None)
         case _:
             faults += preflight.files_and_layout_faults(config, world_size)
+            faults += engines.value_faults(config.engine)
             faults += preflight.analyzer_faults(config, ask=False)  # by the environment that the job inherits
     return faults
 
@@ -94,7 +95,6 @@ def submit(words: Sequence[str], site: Site) -> str:
     Raises:
         ConfigError: sbatch refuses it; with its words.
     """
-    site.logs.mkdir(parents=True, exist_ok=True)
     try:
         done = subprocess.run(words, cwd=ROOT, env=site.environment, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -123,6 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
             config = load([word.replace("%a", "0") for word in rest if not word.startswith("-") and "=" in word])
             if faults := job_faults(request, config, site):
                 raise ConfigError(faults)
+        site.logs.mkdir(parents=True, exist_ok=True)  # where it is missing a job leaves no word
         parts = components(request, config, site)
         if modes == {"--render"}:
             print(render(request, rest, parts), end="")

@@ -90,18 +90,32 @@ def _engine_python() -> str:
     return os.environ.get(ENGINE_PYTHON) or sys.executable
 
 
-def _cuda_runtime_paths(python: str) -> dict[str, str]:
-    """LD_LIBRARY_PATH with the CUDA runtimes that pip installed for `python`; nothing where there are none.
+def has_package(name: str) -> bool:
+    """Whether the engines' Python has a package.
+
+    Raises:
+        EngineError: there is no such Python.
+    """
+    return _printed(f"import importlib.util\nprint(importlib.util.find_spec({name!r}) is not None)") == ["True"]
+
+
+def _printed(code: str) -> list[str]:
+    """The lines that the engines' Python prints for `code`."""
+    python = _engine_python()
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EngineError(f"{ENGINE_PYTHON}={python} is no Python that runs: {error}") from error
+    return done.stdout.splitlines()
+
+
+def _cuda_runtime_paths() -> dict[str, str]:
+    """LD_LIBRARY_PATH with the CUDA runtimes that pip installed for the engines; nothing where there are none.
 
     SGLang's memory saver is preloaded, before Python could say where libcudart is, and torch_memory_saver 0.0.10 does
     not know: without a system-wide CUDA the scheduler ends with exit code 127 (sgl-project/sglang issue 36533).
     """
-    try:
-        found = subprocess.run(
-            [python, "-c", FIND_CUDA_RUNTIME], capture_output=True, text=True, timeout=60, check=True
-        ).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError) as error:
-        raise EngineError(f"{ENGINE_PYTHON}={python} is no Python that runs: {error}") from error
+    found = _printed(FIND_CUDA_RUNTIME)
     given = os.environ.get("LD_LIBRARY_PATH")
     return {"LD_LIBRARY_PATH": ":".join([*([given] if given else []), *found])} if found else {}
 
@@ -174,7 +188,7 @@ def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], ke
         arguments += ["--context-length", str(settings.max_model_tokens)]
     if settings.sleeps:
         arguments += ["--enable-memory-saver"]
-        environment = environment | _cuda_runtime_paths(_engine_python())
+        environment = environment | _cuda_runtime_paths()
     if settings.dummy_weights:
         arguments += ["--load-format", "dummy"]
     keys = {"api-key": os.environ.get(API_KEY), "admin-api-key": os.environ.get(ADMIN_KEY)}

@@ -79,13 +79,32 @@ def test_nodes_must_hold_ranks_and_engines(job: str, overrides: list[str], words
 def test_layouts_are_checked_against_all_nodes(
     small_run: SmallRun,  # noqa: F811
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
+    path = tmp_path / "site.sh"
+    path.write_text(f"GPUS_PER_NODE=8\nLOGS={tmp_path / 'logs'}\n")
+    monkeypatch.setenv("MEGATRON_OPID_SITE", str(path))
     words = [*small_run.overrides(tmp_path / "run"), "run.num_processes=1", "actor.pipeline_parallel=2"]
     assert main([*words, "nodes=3"]) == 2
     assert "3 ranks cannot be divided" in capsys.readouterr().err
     assert main([*words, "nodes=2"]) == 0
     assert "--nodes=2 --gpus-per-node=0 slurm/train.sbatch experiment=demo" in capsys.readouterr().out
+    assert (tmp_path / "logs").is_dir()  # the printed command needs it
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["engine.sync=nccl", "engine.placement=colocated"],
+        ["engine.sync=in_process"],
+        ["engine.placement=disaggregated", "engine.sync=ipc"],
+    ],
+)
+def test_engines_that_the_job_would_refuse_are_refused_here(overrides: list[str]):
+    config = load(["experiment=alfworld_qwen3_1_7b", "engine.name=vllm", *overrides])
+    job = "disaggregated" if "engine.placement=disaggregated" in overrides else "train"
+    assert any("engine.sync=" in fault for fault in job_faults(Request(job=job, nodes="1"), config, SITE))
 
 
 def test_checks_see_what_the_sites_file_exports(

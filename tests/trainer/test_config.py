@@ -44,9 +44,16 @@ def test_a_misspelt_key_is_told_its_neighbours(override, key, advice):
     assert "rollout.group_sise is not a configuration key; did you mean rollout.group_size?" in caught.value.faults
 
 
+@pytest.mark.parametrize("words", ["demo", "--run.num_processes=8", "actor.model = x", "-h"])
+def test_what_is_no_override_is_said_with_all_the_others(words: str):
+    with pytest.raises(ConfigError) as caught:
+        load([words, "run.dir=a", "x y"])
+    assert [fault.partition(" is no KEY=VALUE")[0] for fault in caught.value.faults] == [repr(words), "'x y'"]
+
+
 def test_what_hydra_refuses_is_a_config_error():
     with pytest.raises(ConfigError):
-        load(["not an override"])
+        load(["run.dir=[a"])
 
 
 def test_a_misspelt_experiment_is_told_its_neighbours():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,6 +129,7 @@ def test_what_does_not_fit_together_is_refused(overrides: list[str], messages: l
 def test_what_a_transport_needs_to_be_installed_is_said_before(name, sync, placement, package, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     monkeypatch.delenv(ENGINE_PYTHON, raising=False)
+    monkeypatch.setattr("rollout.engines.commands.has_package", lambda name: True)  # the servers have theirs
     asked = [f"engine.name={name}", f"engine.sync={sync}", f"engine.placement={placement}"]
     (found,) = faults(*asked)
     assert found.startswith(f"engine.sync={sync} with {name} needs the package {package} here")
@@ -180,3 +182,19 @@ def test_servers_of_our_own_need_a_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (fault,) = faults("engine.name=vllm", "engine.placement=colocated")
     assert "this machine has none; set engine.name=local" in fault
+
+
+def test_servers_on_gpus_need_their_package_in_their_own_python(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.delenv(ENGINE_PYTHON, raising=False)
+    wanted = ("engine.name=sglang", "engine.placement=colocated")
+    assert any("this Python has no package sglang; install it there" in fault for fault in faults(*wanted))
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv(ENGINE_PYTHON, str(python))
+    assert any(f"{python} has no package sglang" in fault for fault in faults(*wanted))
+    (tmp_path / "sglang.py").touch()
+    assert faults(*wanted) == []
+    monkeypatch.setenv(ENGINE_PYTHON, "/nowhere/python")
+    assert any("ENGINE_PYTHON=/nowhere/python is no Python that runs" in fault for fault in faults(*wanted))

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from megatron_opid.config import Config, load
-from megatron_opid.preflight import evaluation_faults, host_memory_faults, sft_faults, training_faults
+from megatron_opid.preflight import device_faults, evaluation_faults, host_memory_faults, sft_faults, training_faults
 from megatron_opid.resume import job_identity
 from tests.trainer.conftest import SmallRun
 
@@ -42,6 +42,18 @@ def test_a_sound_run_has_no_faults(small_run: SmallRun, tmp_path):
     config = configure(small_run, tmp_path)
     assert training_faults(config, 2) == []
     assert sft_faults(config, 2) == []
+
+
+def test_ranks_on_gpus_need_one_each_and_what_computes_there(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    ranks, package = device_faults(load(["actor.device=cuda", "actor.precision=bf16"]), 4)
+    assert ranks == "run.num_processes: 4 ranks need a GPU each, this machine has 2; set it to 2"
+    assert package.startswith("actor.precision=bf16 on a GPU needs the package transformer_engine")
+    assert device_faults(load(["actor.device=cuda", "actor.precision=fp32"]), 2) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert device_faults(load(["actor.device=auto"]), 4) == []
+    (none,) = device_faults(load(["actor.device=cuda"]), 1)
+    assert none == "actor.device=cuda: this machine has no GPU; set it to cpu or auto"
 
 
 def test_a_run_may_start_from_a_converted_checkpoint_of_its_model_only(small_run: SmallRun, tmp_path):
