@@ -2,7 +2,8 @@
 
 Plays all games of the split, or `--games` of them spread evenly over it, once each at the validation temperature and
 prints success per task type with its 95% confidence interval; `--watch` plays one game on the terminal instead. Other
-arguments are configuration overrides.
+arguments are configuration overrides. The model runs in this process, by transformers on one GPU or the CPU: the
+settings of engine but for `max_batch_sequences` are not used.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.watch is not None:
         return _watch(config, Task(config.env.name, options.watch, 0, split))
     num_games = load_environment(config.env.name).num_tasks(split, config.env.package_options)
-    trajectories = play(config, validation_tasks(config.env.name, split, num_games, options.games or num_games))
+    tasks = validation_tasks(config.env.name, split, num_games, options.games or num_games)
+    print(f"{len(tasks)} games of {split}, with transformers in this process", file=sys.stderr)
+    trajectories = play(config, tasks)
     rates = success_rates(trajectories)
     print(f"{config.actor.model} on {split}:\n{table(rates)}")
     if options.json:
