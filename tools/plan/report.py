@@ -47,8 +47,8 @@ def as_text(plan: Plan, fitting: Sequence[tuple[str, Plan]]) -> str:
         lines = [f"  {name:<58} step {other.step_s:7.1f} s" for name, other in fitting[:5]]
         blocks.append("It fits with one of\n" + "\n".join(lines))
     blocks.append(
-        "Rollout, traffic between nodes and the step as a whole were held against no measurement. docs/plan.md: how far\n"
-        "off the rest is, constants and equations; --constants: where they come from"
+        "Rollout, traffic between nodes and the step as a whole were held against no measurement. docs/plan.md: how\n"
+        "far off the rest is, constants and equations; --constants: where they come from"
     )
     return "\n\n".join(blocks)
 
