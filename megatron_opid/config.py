@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 
 CONFIG_DIR = Path(__file__).parent.parent / "configs"
 # KEY=VALUE, or Hydra's +KEY=VALUE, ++KEY=VALUE and ~KEY; a value may hold blanks.
-OVERRIDE = re.compile(r"(\+{0,2}[\w./@]+=|~[\w./@]+(=|$))")
+OVERRIDE = re.compile(r"(\+{0,2}[\w./@][\w./@-]*=|~[\w./@-]+(=|$))")
 STRICT = ConfigDict(extra="forbid")
 
 
@@ -280,8 +280,8 @@ def load(overrides: Sequence[str]) -> Config:
         raise ConfigError([f"{o!r} is no KEY=VALUE, like run.dir=runs/a (no dashes, no blanks)" for o in malformed])
     ConfigStore.instance().store("schema", node=asdict(Config()))
     # ++ lets Hydra take any key, so that all unknown ones are reported together below.
-    as_given = ("experiment=", "+", "~")
-    forced = [f"++{o}" if "=" in o and not o.startswith(as_given) else o for o in overrides]
+    as_given = re.compile(r"experiment=|[+~]|[^=]*[/@]")
+    forced = [o if as_given.match(o) else f"++{o}" for o in overrides]
     try:
         with initialize_config_dir(str(CONFIG_DIR.resolve()), version_base="1.3"):
             composed = OmegaConf.to_container(compose("config", overrides=forced), resolve=True)
@@ -311,7 +311,7 @@ def nearest(name: str, known: Sequence[str]) -> list[str]:
     """The `known` names that `name` may be a slip of, the likeliest first. Of dotted names the last parts are compared:
     a group that they share would make any two alike."""
     last_parts = {key: key.rpartition(".")[2] for key in known}
-    near = get_close_matches(name.rpartition(".")[2], set(last_parts.values()))
+    near = get_close_matches(name.rpartition(".")[2], set(last_parts.values()), cutoff=0.7)
     return [key for part in near for key in known if last_parts[key] == part]
 
 

@@ -16,7 +16,7 @@ import psutil
 
 from megatron_opid.config import Config, ConfigError, resolve_model, value_faults
 from megatron_opid.engines import engine_faults
-from megatron_opid.servers import local_world_size, visible_gpus
+from megatron_opid.servers import local_world_size
 
 # fp32 in host memory of a parameter whose optimizer state is offloaded: the weight, its gradient, Adam's two moments.
 OFFLOADED_BYTES_PER_PARAMETER = 16
@@ -47,11 +47,18 @@ def files_and_layout_faults(config: Config, world_size: int) -> list[str]:
 def sft_faults(config: Config, world_size: int) -> list[str]:
     """Why the cold start cannot start."""
     return [
+        *sft_files_and_layout_faults(config, world_size),
+        *device_faults(config, world_size),
+        *host_memory_faults(config, world_size),
+    ]
+
+
+def sft_files_and_layout_faults(config: Config, world_size: int) -> list[str]:
+    """Why the cold start could not start on any machine with these files; what a Slurm log-in node can check."""
+    return [
         *value_faults(config),
         *_model_faults(config),
         *_actor_faults(config, world_size, "sft"),
-        *device_faults(config, world_size),
-        *host_memory_faults(config, world_size),
         *_demonstration_faults(config),
     ]
 
@@ -179,11 +186,13 @@ def _actor_faults(config: Config, world_size: int, entry_point: str) -> list[str
 
 def device_faults(config: Config, world_size: int) -> list[str]:
     """Whether this machine has the GPUs of its ranks, and what computes on them."""
-    num_gpus, num_ranks = len(visible_gpus()), local_world_size(world_size)
-    if config.actor.device == "cpu" or (config.actor.device == "auto" and not num_gpus):
+    import torch
+
+    has_gpu, num_gpus, num_ranks = torch.cuda.is_available(), torch.cuda.device_count(), local_world_size(world_size)
+    if config.actor.device == "cpu" or (config.actor.device == "auto" and not has_gpu):
         return []
-    if not num_gpus:
-        return [f"actor.device={config.actor.device}: this machine has no GPU; set it to cpu or auto"]
+    if not has_gpu:
+        return [f"actor.device={config.actor.device}: no GPU can be used here; set it to cpu or auto"]
     faults = []
     if num_ranks > num_gpus:
         faults.append(

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from megatron_opid.config import Config, ConfigError, load
 from megatron_opid.launch import EXIT_BAD_INPUT
-from slurm.launch import command, components, job_faults, submit
-from slurm.request import Request, parse, unknown_faults
+from slurm.launch import command, components, job_faults, service_faults, submit
+from slurm.request import Request, parse, size_faults, unknown_faults
 from slurm.site import Site, read_site
 
 
@@ -93,11 +93,12 @@ def main(arguments: list[str] | None = None) -> int:
         site, config = read_site(), load(rest)
         os.environ.update(site.environment)  # MODELS_ROOT and the like, as the jobs will have them
         found = stages(request, rest, config, sft_experiment)
-        # Of a cold start all is known now; what comes later has the same shape, only its weights do not exist yet.
         first = found[0].request.job if config.sft.demonstrations else request.job
-        if faults := job_faults(replace(request, job=first), load(list(found[0].arguments)), site):
-            raise ConfigError(faults)
-        site.logs.mkdir(parents=True, exist_ok=True)  # where it is missing a job leaves no word
+        faults = job_faults(replace(request, job=first), load(list(found[0].arguments)), site)
+        if first != request.job:  # training's model does not exist yet, but what it runs beside it is known
+            faults += [*size_faults(request, config, site), *service_faults(config)]
+        if faults:
+            raise ConfigError(list(dict.fromkeys(faults)))
         print("\n".join(submit_all(found, config, site, only_print="--print" in arguments)))
     except ConfigError as error:
         print(f"slurm.chain: {error}", file=sys.stderr)

@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from megatron_opid.config import Config, ConfigError, load
 from megatron_opid.launch import EXIT_BAD_INPUT
@@ -27,20 +28,26 @@ MODES = ("--submit", "--render")
 
 def job_faults(request: Request, config: Config, site: Site) -> list[str]:
     """Why the job cannot run, as far as can be seen from here."""
-    from megatron_opid import engines, preflight
+    from megatron_opid import preflight
 
     faults = size_faults(request, config, site)
     world_size = int(request.nodes) * config.run.num_processes
     match request.job:
         case "sft":
-            faults += preflight.sft_faults(config, world_size)
+            faults += preflight.sft_files_and_layout_faults(config, world_size)
         case "evaluate":
             faults += preflight.evaluation_faults(config, config.env.validation_split, None)
         case _:
             faults += preflight.files_and_layout_faults(config, world_size)
-            faults += engines.value_faults(config.engine)
-            faults += preflight.analyzer_faults(config, ask=False)  # by the environment that the job inherits
+            faults += service_faults(config)
     return faults
+
+
+def service_faults(config: Config) -> list[str]:
+    """What is wrong with training's engines and analyzer wherever it runs, by the environment that the job inherits."""
+    from megatron_opid import engines, preflight
+
+    return [*engines.value_faults(config.engine), *preflight.analyzer_faults(config, ask=False)]
 
 
 def components(request: Request, config: Config | None, site: Site) -> list[dict[str, str]]:
@@ -96,6 +103,10 @@ def submit(words: Sequence[str], site: Site) -> str:
         ConfigError: sbatch refuses it; with its words.
     """
     try:
+        _make_logs(site)
+    except OSError as error:
+        raise ConfigError([f"LOGS={site.logs} cannot be made: {error}"]) from error
+    try:
         done = subprocess.run(words, cwd=ROOT, env=site.environment, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise ConfigError(["sbatch was not found; submit on a machine of the cluster, or use --render"]) from None
@@ -123,18 +134,24 @@ def main(arguments: list[str] | None = None) -> int:
             config = load([word.replace("%a", "0") for word in rest if not word.startswith("-") and "=" in word])
             if faults := job_faults(request, config, site):
                 raise ConfigError(faults)
-        site.logs.mkdir(parents=True, exist_ok=True)  # where it is missing a job leaves no word
         parts = components(request, config, site)
         if modes == {"--render"}:
             print(render(request, rest, parts), end="")
         elif modes == {"--submit"}:
             print(submit(command(request, rest, parts), site))
         else:
+            with suppress(OSError):  # made for whoever pastes the command
+                _make_logs(site)
             print(shlex.join(command(request, rest, parts)))
     except ConfigError as error:
         print(f"slurm.launch: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     return 0
+
+
+def _make_logs(site: Site) -> None:
+    """Slurm does not: where the folder is missing a job leaves no word."""
+    site.logs.mkdir(parents=True, exist_ok=True)
 
 
 def _option(name: str, value: str) -> str:

@@ -34,7 +34,7 @@ from envs.base import Task
 from tools.demonstrations import play
 from tools.extras import imports_of
 
-with imports_of("webshop"):
+with imports_of("webshop", __name__):
     from envs import webshop
     from envs.webshop.expert import Expert
     from envs.webshop.facts import parse_goal

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tools.extras import imports_of
 
-with imports_of("search"):
+with imports_of("search", __name__):
     from envs.bm25 import build
     from envs.search.corpus import BM25_DIRECTORY, describe, read_documents
 
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dense is None:
             build_bm25(options.corpus, options.out, show_progress=True)
         else:
-            with imports_of("search"):  # faiss and torch are needed here only
+            with imports_of("search", __name__):  # faiss and torch are needed here only
                 from tools.retrieval.dense import build_dense
                 from tools.retrieval.encoder import Encoder, EncoderOptions
 

@@ -26,7 +26,7 @@ from rollout.trajectory import Trajectory
 from tools.demonstrations import Played, conversation, play, write_episodes
 from tools.extras import imports_of
 
-with imports_of("search"):
+with imports_of("search", __name__):
     from envs import search
     from envs.search.expert import Expert, Noise
     from envs.search.facts import Fact, parse_question

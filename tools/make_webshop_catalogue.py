@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from tools.extras import imports_of
 
-with imports_of("webshop"):
+with imports_of("webshop", __name__):
     from envs.webshop.catalogue import CATALOGUES, CatalogueFiles
 
 KINDS_FILE = Path(__file__).parent / "webshop_kinds.json"

@@ -25,7 +25,7 @@ from rollout.trajectory import Trajectory
 from tools.demonstrations import Played, conversation, play, write_episodes
 from tools.extras import imports_of
 
-with imports_of("webshop"):
+with imports_of("webshop", __name__):
     from envs import webshop
     from envs.webshop.expert import Expert, Noise
     from envs.webshop.facts import ITEM, RESULTS, SEARCH, GoalParts, PageFacts, parse_goal

@@ -25,7 +25,7 @@ from typing import Any
 
 from tools.extras import imports_of
 
-with imports_of("search"):
+with imports_of("search", __name__):
     import pyarrow.parquet as pq
 
     from envs.search.generator import Question, make_world, split_questions

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tools.extras import imports_of
 
-with imports_of("search"):
+with imports_of("search", __name__):
     import uvicorn
 
     from envs.search.corpus import Corpus

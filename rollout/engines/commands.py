@@ -91,12 +91,13 @@ def _engine_python() -> str:
 
 
 def has_package(name: str) -> bool:
-    """Whether the engines' Python has a package.
+    """Whether the engines' Python has a package; a folder of that name in the current directory is none.
 
     Raises:
         EngineError: there is no such Python.
     """
-    return _printed(f"import importlib.util\nprint(importlib.util.find_spec({name!r}) is not None)") == ["True"]
+    code = f"import importlib.util\nspec = importlib.util.find_spec({name!r})\nprint(bool(spec and spec.origin))"
+    return _printed(code)[-1:] == ["True"]  # a wrapper may print as well
 
 
 def _printed(code: str) -> list[str]:

@@ -39,6 +39,16 @@ def test_overrides_are_given_once(printed: list[list[str]], tmp_path: Path):
     assert f"actor.model={tmp_path}/run/hf" in evaluate
 
 
+def test_what_training_would_refuse_is_refused_before_its_cold_start(
+    small_run: SmallRun,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    words = [*small_run.overrides(tmp_path / "run"), "nodes=2", "sft_experiment=demo_sft", "--print"]
+    assert main([*words, "engine.name=vllm", "engine.sync=in_process"]) == 2
+    assert "engine.sync=in_process cannot reach engine.name=vllm" in capsys.readouterr().err
+
+
 def test_misspelt_flags_and_words_are_refused(capsys: pytest.CaptureFixture[str]):
     assert main(["experiment=demo", "run.dir=runs/a", "--pritn"]) == 2
     assert "slurm.chain: the configuration cannot run:\n  - --pritn is unknown; did you mean --print?" in (

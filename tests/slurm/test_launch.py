@@ -93,6 +93,13 @@ def test_layouts_are_checked_against_all_nodes(
     assert (tmp_path / "logs").is_dir()  # the printed command needs it
 
 
+def test_a_login_node_needs_no_gpus_for_a_cold_start():
+    config = load(["experiment=demo_gpu_sft"])
+    assert config.actor.device == "cuda"
+    faults = job_faults(Request(job="sft", nodes="2"), config, SITE)
+    assert not any("GPU" in fault or "transformer_engine" in fault for fault in faults), faults
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -37,5 +37,10 @@ def test_a_missing_extra_is_one_line(name: str, package: str, extra: str):
 
 
 def test_a_defect_of_ours_is_not_called_a_missing_extra():
-    with pytest.raises(ModuleNotFoundError, match="envs.nowhere"), imports_of("search"):
+    with pytest.raises(ModuleNotFoundError, match="envs.nowhere"), imports_of("search", "__main__"):
         import envs.nowhere  # noqa: F401
+
+
+def test_a_tool_that_is_imported_ends_nobody():
+    with pytest.raises(ModuleNotFoundError, match="nowhere"), imports_of("search", "tools.build_index"):
+        import nowhere  # noqa: F401

@@ -188,9 +188,8 @@ def test_servers_on_gpus_need_their_package_in_their_own_python(monkeypatch, tmp
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.delenv(ENGINE_PYTHON, raising=False)
     wanted = ("engine.name=sglang", "engine.placement=colocated")
-    assert any("this Python has no package sglang; install it there" in fault for fault in faults(*wanted))
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.write_text(f'#!/bin/sh\necho a banner\nPYTHONPATH={tmp_path} exec {sys.executable} -S "$@"\n')
     python.chmod(0o755)
     monkeypatch.setenv(ENGINE_PYTHON, str(python))
     assert any(f"{python} has no package sglang" in fault for fault in faults(*wanted))

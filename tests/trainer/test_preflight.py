@@ -45,15 +45,18 @@ def test_a_sound_run_has_no_faults(small_run: SmallRun, tmp_path):
 
 
 def test_ranks_on_gpus_need_one_each_and_what_computes_there(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("megatron_opid.preflight.find_spec", lambda name: None)
     ranks, package = device_faults(load(["actor.device=cuda", "actor.precision=bf16"]), 4)
     assert ranks == "run.num_processes: 4 ranks need a GPU each, this machine has 2; set it to 2"
     assert package.startswith("actor.precision=bf16 on a GPU needs the package transformer_engine")
     assert device_faults(load(["actor.device=cuda", "actor.precision=fp32"]), 2) == []
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "NoDevFiles")  # Slurm's, and any name: it is torch that counts
     assert device_faults(load(["actor.device=auto"]), 4) == []
     (none,) = device_faults(load(["actor.device=cuda"]), 1)
-    assert none == "actor.device=cuda: this machine has no GPU; set it to cpu or auto"
+    assert none == "actor.device=cuda: no GPU can be used here; set it to cpu or auto"
 
 
 def test_a_run_may_start_from_a_converted_checkpoint_of_its_model_only(small_run: SmallRun, tmp_path):
