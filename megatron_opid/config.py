@@ -20,6 +20,8 @@ from pydantic.dataclasses import dataclass
 CONFIG_DIR = Path(__file__).parent.parent / "configs"
 # KEY=VALUE, or Hydra's +KEY=VALUE, ++KEY=VALUE and ~KEY; a value may hold blanks.
 OVERRIDE = re.compile(r"(\+{0,2}[\w./@][\w./@-]*=|~[\w./@-]+(=|$))")
+# Of these, what Hydra gets as it is: its own forms, and groups.
+AS_GIVEN = re.compile(r"experiment=|[+~]|[^=]*[/@]")
 STRICT = ConfigDict(extra="forbid")
 
 
@@ -280,8 +282,7 @@ def load(overrides: Sequence[str]) -> Config:
         raise ConfigError([f"{o!r} is no KEY=VALUE, like run.dir=runs/a (no dashes, no blanks)" for o in malformed])
     ConfigStore.instance().store("schema", node=asdict(Config()))
     # ++ lets Hydra take any key, so that all unknown ones are reported together below.
-    as_given = re.compile(r"experiment=|[+~]|[^=]*[/@]")
-    forced = [o if as_given.match(o) else f"++{o}" for o in overrides]
+    forced = [o if AS_GIVEN.match(o) else f"++{o}" for o in overrides]
     try:
         with initialize_config_dir(str(CONFIG_DIR.resolve()), version_base="1.3"):
             composed = OmegaConf.to_container(compose("config", overrides=forced), resolve=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from envs.base import package_fault
 from megatron_opid.config import Config, EngineConfig, resolve_model
 from megatron_opid.servers import Place, local_world_size, sync_name, visible_gpus
 
@@ -27,7 +28,7 @@ SHAPE_KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_h
 
 def engine_faults(config: Config, world_size: int) -> list[str]:
     """Why the engines of this configuration cannot serve: values first, then the servers at `engine.urls`."""
-    engine, faults = config.engine, value_faults(config.engine)
+    engine, faults = config.engine, engine_value_faults(config.engine)
     if engine.name == "local":
         return faults
     sync = sync_name(engine)
@@ -38,16 +39,16 @@ def engine_faults(config: Config, world_size: int) -> list[str]:
             "engine.num_servers lower, or run.num_processes higher"
         )
     if engine.cpu_servers and importlib.util.find_spec("uvicorn") is None:
-        faults.append("engine.cpu_servers=true needs the package uvicorn; install it with pip install -e '.[server]'")
-    own_gpus = [] if engine.urls or engine.cpu_servers else _gpu_faults(config, world_size)
-    # Without the GPUs, or the server, what they need is of no interest.
-    faults += own_gpus or _server_package_faults(engine) or _package_faults(engine, sync)
+        faults.append(package_fault("engine.cpu_servers=true", "uvicorn", "server"))
+    starts_on_gpus = not engine.urls and not engine.cpu_servers
+    own = (_gpu_faults(config, world_size) or _server_package_faults(engine)) if starts_on_gpus else []
+    faults += own or _package_faults(engine, sync)  # without GPUs or a server their transport is of no interest
     if not faults and engine.urls:
         faults += asyncio.run(_server_faults(config))
     return faults
 
 
-def value_faults(engine: EngineConfig) -> list[str]:
+def engine_value_faults(engine: EngineConfig) -> list[str]:
     """Why no machine could serve with these values."""
     if engine.name == "local":
         return _local_faults(engine)
@@ -162,10 +163,11 @@ def _server_package_faults(engine: EngineConfig) -> list[str]:
     from rollout.engines.commands import ENGINE_PYTHON, has_package
 
     try:
-        if engine.cpu_servers or engine.urls or has_package(engine.name):
-            return []
+        is_there = has_package(engine.name)
     except EngineError as error:
         return [str(error)]
+    if is_there:
+        return []
     python = os.environ.get(ENGINE_PYTHON) or "this Python"
     return [
         f"engine.name={engine.name}: {python} has no package {engine.name}; install it there, pip install -e "

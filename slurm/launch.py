@@ -47,7 +47,7 @@ def service_faults(config: Config) -> list[str]:
     """What is wrong with training's engines and analyzer wherever it runs, by the environment that the job inherits."""
     from megatron_opid import engines, preflight
 
-    return [*engines.value_faults(config.engine), *preflight.analyzer_faults(config, ask=False)]
+    return [*engines.engine_value_faults(config.engine), *preflight.analyzer_faults(config, ask=False)]
 
 
 def components(request: Request, config: Config | None, site: Site) -> list[dict[str, str]]:

@@ -58,8 +58,10 @@ def parse(arguments: Sequence[str], *, others: Sequence[str] = ()) -> tuple[Requ
     if given.get("job", "train") not in JOBS:
         faults.append(f"job={given['job']!r} does not exist; set one of {', '.join(JOBS)}")
     known, groups = [*own, "experiment", *others], [field.name for field in fields(Config)]
-    words = re.findall(r"^(\w+)=", "\n".join(arguments), re.MULTILINE)
-    faults += unknown_faults([word for word in words if word not in known + groups], known)
+    words = [key for key, is_set, _ in (argument.partition("=") for argument in arguments) if is_set]
+    faults += unknown_faults(
+        [word for word in words if re.fullmatch(r"\w+", word) and word not in known + groups], known
+    )
     if faults:
         raise ConfigError(faults)
     rest = [argument for argument in arguments if argument.partition("=")[0] not in own]

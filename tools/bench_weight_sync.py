@@ -121,8 +121,8 @@ class Bench:
             pool = EnginePool([self._engine], PoolSettings(recovery_timeout_s=10))
             sync = self._sync(pool)
             first = sync.push(self.weights.stream(), 1)
-            figures: dict = {"first_push_s": first.seconds, "verified": first.verified, "pushes_s": [], "asleep": []}
-            figures["requests_s"] = []
+            figures: dict = {"first_push_s": first.seconds, "verified": first.verified}
+            figures |= {"pushes_s": [], "requests_s": [], "asleep": []}
             for version in range(2, 2 + self._options.pushes):
                 if self._options.transport == "ipc":
                     figures["asleep"].append(self._sleep())
