@@ -30,6 +30,7 @@ class VllmEngine(HttpEngine):
     """Needs --logprobs-mode processed_logprobs: by default vLLM's log-probs ignore the temperature."""
 
     dialect = "vllm"
+    loads_in_place = False  # until the workers say so, at each update
 
     async def pause(self) -> None:
         await self._control_json("POST", "/pause", params={"mode": "abort"})
@@ -58,11 +59,11 @@ class VllmEngine(HttpEngine):
             await self._wake("weights")
         else:
             await self.pause()
-        await self._rpc("opid_set_weight_version", kwargs={"version": None})
+        self.loads_in_place = all(state["in_place"] for state in await self._rpc("opid_begin_update"))
 
     async def end_update(self, version: int) -> None:
         """What comes after new weights: they are called `version`, and requests are served again."""
-        await self._rpc("opid_set_weight_version", kwargs={"version": version})
+        await self._rpc("opid_end_update", kwargs={"version": version})
         if self.is_asleep:
             await self._wake("kv_cache")
             self.is_asleep = False
@@ -72,6 +73,10 @@ class VllmEngine(HttpEngine):
     async def post_update(self, route: str, body: dict[str, Any] | None = None) -> None:
         """One call of the weight transfer protocol (rollout/weight_sync/nccl.py, ipc.py)."""
         await self._control_json("POST", route, json=body, timeout_s=self.load_timeout_s)
+
+    async def call_workers(self, method: str, **arguments: Any) -> None:
+        """One call of our extension's part of a weight transfer (rollout/weight_sync/nccl.py, ipc.py)."""
+        await self._rpc(method, kwargs=arguments, timeout_s=self.load_timeout_s)
 
     async def held_version(self) -> int | None:
         states = await self._rpc("opid_weight_version")

@@ -1,13 +1,16 @@
 """What we add to a vLLM worker (`--worker-extension-cls rollout.engines.vllm_extension.WeightBook`).
 
-The version of its weights, which dies with the process, and digests of them by Hugging Face name. vLLM runs some
-layers fused and all of them sharded. A digest is a sum over elements, each weighed by its position in the whole tensor
-(rollout/weight_sync/digest.py), so each rank sums up the elements that it holds, and the client adds the ranks' sums.
+The version of its weights, which dies with the process; weights taken in place; and digests of them by Hugging Face
+name. vLLM runs some layers fused and all of them sharded, so that a weight is blocks of this rank's tensors: what comes
+is copied into them, where vLLM's own update would rebuild each layer. A digest is a sum over elements, each weighed by
+its position in the whole tensor (rollout/weight_sync/digest.py), so each rank sums up the elements that it holds, and
+the client adds the ranks' sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +18,53 @@ import torch
 from torch import Tensor, nn
 
 from rollout.weight_sync.digest import header, weighted_sum
+from rollout.weight_sync.handles import open_handle
+
+# Layers whose weights lie in memory as in the checkpoint, but for fusing and sharding, if nothing quantizes them.
+PLAIN_LAYERS = {
+    *("QKVParallelLinear", "MergedColumnParallelLinear", "ColumnParallelLinear", "RowParallelLinear"),
+    *("ReplicatedLinear", "VocabParallelEmbedding", "ParallelLMHead", "RMSNorm"),
+}
+PLAIN_METHODS = {"NoneType", "UnquantizedLinearMethod", "UnquantizedEmbeddingMethod"}
 
 
 class WeightBook:
     """Mixed into the worker class by vLLM: no name here may be one of the worker's."""
 
-    def opid_set_weight_version(self, version: int | None) -> None:
-        """The weights are `version` from now on; None while they change."""
+    def opid_begin_update(self) -> dict[str, bool]:
+        """The weights have no version from now on. `in_place`: whether they are taken by `opid_receive` and
+        `opid_read`; else by vLLM's own update."""
+        self._opid_version = None
+        model = self.model_runner.get_model()
+        self._opid_blocks = blocks_by_name(model) if is_plain(model) else {}
+        self._opid_awaited = set(self._opid_blocks)
+        return {"in_place": bool(self._opid_blocks)}
+
+    def opid_receive(self, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
+        """Take the bucket that the trainer broadcasts now; may return before the GPU has it."""
+        buffer = torch.empty(sum(_sizes(dtypes, shapes)), dtype=torch.uint8, device=self.device)
+        self.weight_transfer_engine.model_update_group.broadcast(buffer, src=0)
+        self._opid_fill(buffer, names, dtypes, shapes)
+
+    def opid_read(
+        self, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]], handles: Sequence[str]
+    ) -> None:
+        """Take the bucket that lies in another process's memory of this GPU; returns when it has been read."""
+        self._opid_fill(open_handle(handles, self.device), names, dtypes, shapes)
+        torch.cuda.synchronize(self.device)
+
+    def opid_end_update(self, version: int) -> None:
+        """The weights are `version` from now on.
+
+        Raises:
+            RuntimeError: some were taken in place, but not all.
+        """
+        awaited, names = self._opid_awaited, set(self._opid_blocks)
+        self._opid_blocks, self._opid_awaited = {}, set()
+        if awaited and awaited != names:
+            raise RuntimeError(f"{len(awaited)} of {len(names)} weights did not come, among them {min(awaited)}")
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self._opid_version = version
 
     def opid_weight_version(self) -> dict[str, int | None]:
@@ -31,16 +74,29 @@ class WeightBook:
         """This rank's part of each weight's digest, modulo 2^64, in decimal (JSON readers round large numbers)."""
         digests: dict[str, int] = {}
         for shard in shards(self.model_runner.get_model()):
-            value = digests.get(shard.name, 0) + shard.digest()
-            digests[shard.name] = value % 2**64
+            if not shard.is_replica:
+                value = digests.get(shard.name, 0) + shard.digest()
+                digests[shard.name] = value % 2**64
         return {name: str(value) for name, value in digests.items()}
+
+    def _opid_fill(
+        self, buffer: Tensor, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]]
+    ) -> None:
+        parts = buffer[: sum(_sizes(dtypes, shapes))].split(_sizes(dtypes, shapes))
+        for name, dtype, shape, part in zip(names, dtypes, shapes, parts, strict=True):
+            if name not in self._opid_blocks:
+                raise ValueError(f"this model has no weight {name}")
+            for shard in self._opid_blocks[name]:
+                shard.fill(part.view(getattr(torch, dtype)).view(*shape))
+            self._opid_awaited.discard(name)
 
 
 @dataclass(frozen=True)
 class Shard:
     """A block of a weight: `tensor` lies at (`row`, `column`) of a whole of `shape` (1 or 2 dimensions).
 
-    `leads` marks the one shard that adds the part of the digest which is not of elements.
+    `leads` marks the one shard that adds the part of the digest which is not of elements, `is_replica` one that another
+    rank adds.
     """
 
     name: str
@@ -49,6 +105,18 @@ class Shard:
     row: int = 0
     column: int = 0
     leads: bool = True
+    is_replica: bool = False
+
+    def fill(self, whole: Tensor) -> None:
+        """Copy this block of `whole` into its place.
+
+        Raises:
+            ValueError: the whole has another shape.
+        """
+        if tuple(whole.shape) != tuple(self.shape):
+            raise ValueError(f"{self.name} is {tuple(self.shape)} here, {tuple(whole.shape)} came")
+        rows = whole[self.row : self.row + len(self.tensor)]
+        self.tensor.copy_(rows if whole.dim() == 1 else rows[:, self.column : self.column + self.tensor.shape[1]])
 
     def digest(self) -> int:
         """This block's share of the whole tensor's digest."""
@@ -67,7 +135,7 @@ class Shard:
 
 
 def shards(model: nn.Module) -> Iterator[Shard]:
-    """The blocks that this rank answers for: replicas are left to the first rank that has one.
+    """The blocks that this rank holds; replicas of what an earlier rank has are marked.
 
     Fused experts (w13_weight, w2_weight) are left out: when vLLM loads them it pads, swaps or shuffles them as the
     kernels of this GPU want (fused_moe/oracle/unquantized.py), so that the bytes of the checkpoint are gone.
@@ -81,6 +149,27 @@ def shards(model: nn.Module) -> Iterator[Shard]:
                 continue  # tied to one that was named before
             seen.add(parameter.data_ptr())
             yield from _blocks(f"{prefix}.{kind}", module, parameter.detach())
+
+
+def blocks_by_name(model: nn.Module) -> dict[str, list[Shard]]:
+    blocks: dict[str, list[Shard]] = {}
+    for shard in shards(model):
+        blocks.setdefault(shard.name, []).append(shard)
+    return blocks
+
+
+def is_plain(model: nn.Module) -> bool:
+    """Whether `shards` are all of the model's weights, with the checkpoint's own bytes."""
+    holders = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
+    return all(
+        type(module).__name__ in PLAIN_LAYERS and type(getattr(module, "quant_method", None)).__name__ in PLAIN_METHODS
+        for module in holders
+    )
+
+
+def _sizes(dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> list[int]:
+    """Bytes of each tensor."""
+    return [math.prod(shape) * getattr(torch, dtype).itemsize for dtype, shape in zip(dtypes, shapes, strict=True)]
 
 
 def _blocks(name: str, module: Any, tensor: Tensor) -> Iterator[Shard]:
@@ -102,8 +191,7 @@ def _blocks(name: str, module: Any, tensor: Tensor) -> Iterator[Shard]:
             start = indices.org_vocab_start_index  # this class keeps no tp_rank
             yield Shard(name, held, shape, start, 0, start == 0)
         case _:
-            if _is_first_rank():
-                yield Shard(name, tensor, tuple(tensor.shape))
+            yield Shard(name, tensor, tuple(tensor.shape), is_replica=not _is_first_rank())
 
 
 def _qkv(name: str, module: Any, tensor: Tensor, rank: int, size: int) -> Iterator[Shard]:
@@ -111,10 +199,9 @@ def _qkv(name: str, module: Any, tensor: Tensor, rank: int, size: int) -> Iterat
     sizes = [count * module.head_size for count in heads.values()]
     for letter, part in zip(heads, tensor.split(sizes), strict=True):
         replicas = 1 if letter == "q" else module.num_kv_head_replicas
-        if rank % replicas == 0:
-            shape = (len(part) * size // replicas, *part.shape[1:])
-            own = name.replace("qkv_proj", f"{letter}_proj")
-            yield Shard(own, part, shape, len(part) * (rank // replicas), 0, rank == 0)
+        shape = (len(part) * size // replicas, *part.shape[1:])
+        own = name.replace("qkv_proj", f"{letter}_proj")
+        yield Shard(own, part, shape, len(part) * (rank // replicas), 0, rank == 0, rank % replicas != 0)
 
 
 def _merged(name: str, module: Any, tensor: Tensor, rank: int) -> Iterator[Shard]:

@@ -7,7 +7,7 @@ SGLang 0.5.14's srt/model_executor/model_runner.py.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -172,18 +172,3 @@ async def leave(engine: HttpEngine, rendezvous: Rendezvous) -> None:
     if engine.dialect == "sglang":
         with contextlib.suppress(EngineFault):  # a restarted server has none
             await engine.post_update("/destroy_weights_update_group", {"group_name": rendezvous.name})
-
-
-async def receive(
-    engine: HttpEngine, rendezvous: Rendezvous, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence, size: int
-) -> None:
-    """Have one server take a packed bucket of `size` bytes: one broadcast, which must come meanwhile."""
-    if engine.dialect == "vllm":
-        # Its buffer is exactly the bucket: it would break a larger one into several broadcasts.
-        info = {"names": names, "dtype_names": dtypes, "shapes": shapes}
-        packing = {"packed": True, "packed_buffer_size_bytes": size}
-        await engine.post_update("/update_weights", {"update_info": {**info, **packing}})
-    else:
-        body = {"names": names, "dtypes": dtypes, "shapes": shapes, "group_name": rendezvous.name}
-        options = {"load_format": "flattened_bucket", "flush_cache": False}
-        await engine.post_update("/update_weights_from_distributed", {**body, **options})

@@ -1,4 +1,5 @@
-"""Handles of a bucket in a GPU's memory, as vLLM 0.24.0 and SGLang 0.5.14 want them: both unpickle what they get.
+"""Handles of a bucket in a GPU's memory, as our extension of vLLM 0.24.0's worker, vLLM itself and SGLang 0.5.14 take
+them: the last two unpickle what they get.
 
 Ranks hand theirs to the rank that talks to a server as plain text: nothing here unpickles.
 """
@@ -15,6 +16,9 @@ import torch
 
 from rollout.weight_sync.bucket import Bucket
 
+# Of `rebuild_cuda_tensor`.
+DEVICE_ARGUMENT = 6
+
 
 def make_handle(bucket: Bucket, dialect: str) -> str:
     """How a server of that dialect finds the bucket, if it has a process on this GPU."""
@@ -25,6 +29,23 @@ def vllm_payload(handles: Sequence[str]) -> str:
     """What vLLM's workers take: for each GPU of the server, by its UUID, the arguments of torch's
     `rebuild_cuda_tensor`; pickled, base64."""
     return base64.b64encode(pickle.dumps(dict(map(_vllm_arguments, handles)))).decode()
+
+
+def open_handle(handles: Sequence[str], device: torch.device) -> torch.Tensor:
+    """The bucket's memory, uint8 [capacity], of the one handle that is of this GPU.
+
+    Raises:
+        ValueError: none is.
+    """
+    from torch.multiprocessing.reductions import rebuild_cuda_tensor
+
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    arguments = dict(map(_vllm_arguments, handles))
+    if uuid not in arguments:
+        raise ValueError(f"no handle is of this GPU, {uuid}, but of {', '.join(arguments)}")
+    own = list(arguments[uuid])
+    own[DEVICE_ARGUMENT] = torch.device(device).index or 0  # the sender counts its GPUs otherwise
+    return rebuild_cuda_tensor(*own)
 
 
 def _vllm_handle(bucket: Bucket) -> str:

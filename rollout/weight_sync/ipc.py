@@ -14,8 +14,9 @@ from torch import Tensor
 from rollout.engines.base import EngineError
 from rollout.engines.http import HttpEngine
 from rollout.engines.pool import EnginePool
+from rollout.weight_sync import update
 from rollout.weight_sync.bucket import Bucket, buckets, new_memory
-from rollout.weight_sync.handles import make_handle, vllm_payload
+from rollout.weight_sync.handles import make_handle
 from rollout.weight_sync.servers import AllGather, Run, ServerSync
 
 NUM_BUFFERS = 2
@@ -78,7 +79,7 @@ class IpcSync(ServerSync):
             def load(bucket: Bucket, handles: Sequence[str]) -> None:
                 if any(step.done() and step.exception() for step in (beginning, *loading)):
                     return
-                self._all(engines, lambda engine: _load(engine, bucket, self._own(engine, handles)))
+                self._all(engines, lambda engine: update.read(engine, bucket, self._own(engine, handles)))
 
             def send(bucket: Bucket, handles: Sequence[str]) -> None:
                 loading.append(thread.submit(load, bucket, handles))
@@ -141,28 +142,9 @@ class IpcSync(ServerSync):
 
 async def _begin(engine: HttpEngine) -> None:
     await engine.begin_update()
-    if engine.dialect == "vllm":
-        await engine.post_update("/init_weight_transfer_engine", {"init_info": {}})
-        await engine.post_update("/start_weight_update", {})
-
-
-async def _load(engine: HttpEngine, bucket: Bucket, handles: Sequence[str]) -> None:
-    if engine.dialect == "vllm":
-        info = {
-            "names": bucket.names,
-            "dtype_names": bucket.dtypes,
-            "shapes": bucket.shapes,
-            "tensor_sizes": bucket.sizes,
-            "packed": True,
-            "ipc_handles_pickled": vllm_payload(handles),
-        }
-        await engine.post_update("/update_weights", {"update_info": info})
-    else:
-        body = {"serialized_named_tensors": list(handles), "load_format": "flattened_bucket", "flush_cache": False}
-        await engine.post_update("/update_weights_from_tensor", body)
+    await update.begin(engine, forms_no_group=True)
 
 
 async def _end(engine: HttpEngine, version: int) -> None:
-    if engine.dialect == "vllm":
-        await engine.post_update("/finish_weight_update", {})
+    await update.finish(engine)
     await engine.end_update(version)

@@ -21,9 +21,10 @@ from rollout.engines.http import HttpEngine
 from rollout.engines.launch import free_ports
 from rollout.engines.pool import EnginePool
 from rollout.event_loop import in_own_thread
+from rollout.weight_sync import update
 from rollout.weight_sync.base import exhaust
 from rollout.weight_sync.bucket import Bucket, buckets
-from rollout.weight_sync.groups import JOIN_TIMEOUT_S, Group, OpenGroup, Rendezvous, join, leave, opener, receive
+from rollout.weight_sync.groups import JOIN_TIMEOUT_S, Group, OpenGroup, Rendezvous, join, leave, opener
 from rollout.weight_sync.servers import AllGather, Run, ServerSync, alone
 
 logger = logging.getLogger(__name__)
@@ -102,12 +103,12 @@ class NcclSync(ServerSync):
             expected = [engine.expected_version for engine in engines]
             await asyncio.gather(*(engine.begin_update() for engine in engines))
             await self._join(engines, held == expected and None not in held)
-            await _each(engines, "vllm", "/start_weight_update")
+            await asyncio.gather(*map(update.begin, engines))
             while isinstance(bucket := await in_own_thread(waiting.get), Bucket):
                 await self._broadcast(engines, bucket)
             if bucket is End.BROKEN:
                 raise EngineError(bucket.value)
-            await _each(engines, "vllm", "/finish_weight_update")
+            await asyncio.gather(*map(update.finish, engines))
             await asyncio.gather(*(engine.end_update(version) for engine in engines))
         except (RuntimeError, ExceptionGroup) as error:  # torch's of a group, and EngineError, are RuntimeErrors
             fault = (
@@ -121,10 +122,9 @@ class NcclSync(ServerSync):
 
     async def _broadcast(self, engines: tuple[HttpEngine, ...], bucket: Bucket) -> None:
         group, rendezvous = self._group
-        parts = (bucket.names, bucket.dtypes, bucket.shapes, len(bucket.data))
         async with asyncio.TaskGroup() as tasks:
             for engine in engines:
-                tasks.create_task(receive(engine, rendezvous, *parts))
+                tasks.create_task(update.receive(engine, rendezvous, bucket))
             tasks.create_task(self._in_thread(lambda: group.broadcast(bucket.data)))
 
     async def _join(self, engines: tuple[HttpEngine, ...], all_known: bool) -> None:
@@ -178,10 +178,6 @@ class NcclSync(ServerSync):
             return call()
 
         return await in_own_thread(on_device)
-
-
-async def _each(engines: tuple[HttpEngine, ...], dialect: str, route: str) -> None:
-    await asyncio.gather(*(engine.post_update(route, {}) for engine in engines if engine.dialect == dialect))
 
 
 def _hand_over(waiting: queue.Queue[Bucket | End], bucket: Bucket | End, sending: Future[None]) -> None:

@@ -55,6 +55,8 @@ class _Routes:
         self._asleep: set[str] = set()
         self._transfer = Transfer(host)
         self._is_updating = False
+        # As our extension of a real worker, which leaves the fused experts of a mixture to vLLM.
+        self._in_place = not any(".experts." in name for name, _ in host.engine.model.named_parameters())
 
     async def health(self, request: Request) -> Response:
         try:
@@ -172,12 +174,16 @@ class _Routes:
         if not self._is_updating:
             return _error("no weight update is active", "InternalServerError", 500)
         self._is_updating = False
-        try:
-            if not await self._transfer.load():
-                return _error("weights are missing", "InternalServerError", 500)
-        except ValueError as error:
-            return _error(str(error), "InternalServerError", 500)
+        if error := await self._load_received():
+            return _error(error, "InternalServerError", 500)
         return JSONResponse({"message": "Weight update finished"})
+
+    async def _load_received(self) -> str:
+        """Why what has come does not load; empty if it does."""
+        try:
+            return "" if await self._transfer.load() else "weights are missing"
+        except ValueError as error:
+            return str(error)
 
     async def collective_rpc(self, request: Request) -> Response:
         """The methods of vLLM's worker, and of our extension, that the client calls."""
@@ -192,7 +198,19 @@ class _Routes:
                 except (ValueError, OSError) as error:
                     return _error(f"{type(error).__name__}: {error}", "InternalServerError", 500)
                 result = None
-            case "opid_set_weight_version":
+            case "opid_begin_update":
+                self._host.version_label = None
+                self._transfer.start()
+                result = {"in_place": self._in_place}
+            case "opid_receive":
+                try:
+                    await self._transfer.receive(arguments["names"], arguments["dtypes"], arguments["shapes"], None)
+                except RuntimeError as error:
+                    return _error(str(error), "InternalServerError", 500)
+                result = None
+            case "opid_end_update":
+                if self._transfer.has_received and (error := await self._load_received()):
+                    return _error(error, "InternalServerError", 500)
                 self._host.version_label = arguments["version"]
                 result = None
             case "opid_weight_version":

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from rollout.engines.vllm_extension import WeightBook
+from rollout.weight_sync.bucket import buckets
 from rollout.weight_sync.digest import digest
 
 HEADS, KV_HEADS, HEAD_SIZE, HIDDEN, FEED_FORWARD, VOCABULARY = 4, 2, 8, 16, 24, 41
@@ -122,14 +123,19 @@ def shard_of(tensors: dict[str, torch.Tensor], rank: int, size: int) -> nn.Modul
     return model
 
 
+def worker_of(model: nn.Module) -> WeightBook:
+    worker = WeightBook()
+    worker.model_runner = SimpleNamespace(get_model=lambda: model)
+    worker.device = torch.device("cpu")
+    return worker
+
+
 def held_digests(models: list[nn.Module], monkeypatch) -> dict[str, int]:
     """What the client adds up from the ranks' answers."""
     total: dict[str, int] = {}
     for rank, model in enumerate(models):
         monkeypatch.setattr("rollout.engines.vllm_extension._is_first_rank", lambda rank=rank: rank == 0)
-        worker = WeightBook()
-        worker.model_runner = SimpleNamespace(get_model=lambda model=model: model)
-        for name, value in worker.opid_weight_digests().items():
+        for name, value in worker_of(model).opid_weight_digests().items():
             total[name] = (total.get(name, 0) + int(value)) % 2**64
     return total
 
@@ -164,7 +170,68 @@ def test_fused_experts_are_left_out_and_hide_no_other_weight(monkeypatch):
 
 
 def test_the_version_dies_with_the_worker():
-    worker = WeightBook()
+    worker = worker_of(shard_of(whole(torch.bfloat16), 0, 1))
     assert worker.opid_weight_version() == {"version": None}
-    worker.opid_set_weight_version(7)
+    worker.opid_begin_update()
+    worker.opid_end_update(7)
     assert worker.opid_weight_version() == {"version": 7}
+    worker.opid_begin_update()
+    assert worker.opid_weight_version() == {"version": None}
+
+
+class Broadcast:
+    """The worker's end of a group: what the trainer's rank 0 sends."""
+
+    def __init__(self, data: torch.Tensor):
+        self._data = data
+
+    def broadcast(self, buffer: torch.Tensor, src: int) -> None:
+        assert src == 0 and buffer.dtype == torch.uint8
+        buffer.copy_(self._data)
+
+
+def send(worker: WeightBook, tensors: dict[str, torch.Tensor]) -> None:
+    """All of `tensors`, in buckets of 2 KiB and those that are larger."""
+    for bucket in buckets(tensors.items(), 2048):
+        worker.weight_transfer_engine = SimpleNamespace(model_update_group=Broadcast(bucket.data))
+        worker.opid_receive(bucket.names, bucket.dtypes, bucket.shapes)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_weights_taken_in_place_are_a_load_of_them_on_every_rank(size: int):
+    old, new = whole(torch.bfloat16), {name: tensor + 1 for name, tensor in whole(torch.bfloat16).items()}
+    for rank in range(size):
+        model, expected = shard_of(old, rank, size), shard_of(new, rank, size)
+        places = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+        worker = worker_of(model)
+        assert worker.opid_begin_update() == {"in_place": True}
+        send(worker, new)
+        worker.opid_end_update(3)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, expected.get_parameter(name)) and parameter.data_ptr() == places[name]
+        assert worker.opid_weight_version() == {"version": 3}
+
+
+def test_an_update_in_place_that_lacks_a_weight_or_brings_another_ends_it():
+    tensors = whole(torch.bfloat16)
+    worker = worker_of(shard_of(tensors, 0, 1))
+    worker.opid_begin_update()
+    send(worker, {name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"})
+    with pytest.raises(RuntimeError, match="1 of 8 weights did not come, among them model.norm.weight"):
+        worker.opid_end_update(1)
+    assert worker.opid_weight_version() == {"version": None}
+    worker.opid_begin_update()
+    with pytest.raises(ValueError, match="no weight other"):
+        send(worker, {"other": torch.zeros(3)})
+    with pytest.raises(ValueError, match=r"model.norm.weight is \(16,\) here, \(17,\) came"):
+        send(worker, {"model.norm.weight": torch.zeros(17)})
+
+
+def test_a_model_with_other_layers_is_left_to_vllms_own_update():
+    model = shard_of(whole(torch.bfloat16), 0, 1)
+    model.model.layers[0].mlp.experts = OurExperts()
+    model.model.layers[0].mlp.experts.w2_weight = nn.Parameter(torch.zeros(4, 2, 2), requires_grad=False)
+    assert worker_of(model).opid_begin_update() == {"in_place": False}
+    model = shard_of(whole(torch.bfloat16), 0, 1)
+    model.model.layers[0].self_attn.o_proj.quant_method = OurExperts()
+    assert worker_of(model).opid_begin_update() == {"in_place": False}

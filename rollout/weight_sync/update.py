@@ -1,0 +1,53 @@
+"""The requests of one weight update, as each server takes them: vLLM's workers in place where our extension can
+(`vllm_extension.WeightBook`), else by vLLM's own update, which rebuilds each layer; SGLang."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rollout.engines.http import HttpEngine
+from rollout.weight_sync.bucket import Bucket
+from rollout.weight_sync.groups import Rendezvous
+from rollout.weight_sync.handles import vllm_payload
+
+
+async def begin(engine: HttpEngine, *, forms_no_group: bool = False) -> None:
+    """What comes before the first bucket, after `engine.begin_update`; `forms_no_group`: nothing was joined before."""
+    if engine.dialect == "vllm" and not engine.loads_in_place:
+        if forms_no_group:
+            await engine.post_update("/init_weight_transfer_engine", {"init_info": {}})
+        await engine.post_update("/start_weight_update", {})
+
+
+async def receive(engine: HttpEngine, rendezvous: Rendezvous, bucket: Bucket) -> None:
+    """Have one server take a bucket: one broadcast, which must come meanwhile."""
+    tensors = {"names": bucket.names, "shapes": bucket.shapes}
+    if engine.dialect == "sglang":
+        options = {"load_format": "flattened_bucket", "flush_cache": False, "group_name": rendezvous.name}
+        await engine.post_update("/update_weights_from_distributed", tensors | {"dtypes": bucket.dtypes} | options)
+    elif engine.loads_in_place:
+        await engine.call_workers("opid_receive", **tensors, dtypes=bucket.dtypes)
+    else:
+        # Its buffer is exactly the bucket: it would break a larger one into several broadcasts.
+        packing = {"dtype_names": bucket.dtypes, "packed": True, "packed_buffer_size_bytes": len(bucket.data)}
+        await engine.post_update("/update_weights", {"update_info": tensors | packing})
+
+
+async def read(engine: HttpEngine, bucket: Bucket, handles: Sequence[str]) -> None:
+    """Have one server read a bucket in the memory of its GPUs; returns when it has."""
+    tensors = {"names": bucket.names, "shapes": bucket.shapes}
+    if engine.dialect == "sglang":
+        body = {"serialized_named_tensors": list(handles), "load_format": "flattened_bucket", "flush_cache": False}
+        await engine.post_update("/update_weights_from_tensor", body)
+    elif engine.loads_in_place:
+        await engine.call_workers("opid_read", **tensors, dtypes=bucket.dtypes, handles=list(handles))
+    else:
+        packing = {"dtype_names": bucket.dtypes, "tensor_sizes": bucket.sizes, "packed": True}
+        memory = {"ipc_handles_pickled": vllm_payload(handles)}
+        await engine.post_update("/update_weights", {"update_info": tensors | packing | memory})
+
+
+async def finish(engine: HttpEngine) -> None:
+    """What comes after the last bucket, before `engine.end_update`."""
+    if engine.dialect == "vllm" and not engine.loads_in_place:
+        await engine.post_update("/finish_weight_update", {})
