@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 import pytest
 import torch
 
 from rollout.engines.base import EngineError, Sampling
 from rollout.engines.pool import EnginePool, PoolSettings
+from rollout.engines.vllm import VllmEngine
 from rollout.weight_sync.digest import DigestMismatch
 from rollout.weight_sync.nccl import NcclSync
 from tests.rollout.engines.conftest import Farm, kill_server
@@ -86,6 +88,28 @@ def test_pushes_reach_every_server_in_buckets_of_any_size(farm: Farm, dialect: s
     with Loop(farm, dialect, bucket_bytes=1024 * KIB) as loop:  # one bucket; another group, by the same servers
         loop.sync.push(weights(0), 6)
         assert loop.answers() == [greedy(0)] * len(farm.urls(dialect))
+
+
+def test_weights_that_are_not_taken_in_place_go_through_vllms_own_update(farm: Farm):
+    """A mixture's experts, for one."""
+
+    def as_a_mixture(engine: VllmEngine) -> Callable[[], Awaitable[None]]:
+        begin_update = engine.begin_update
+
+        async def begin() -> None:
+            await begin_update()
+            assert engine.loads_in_place
+            engine.loads_in_place = False
+
+        return begin
+
+    with Loop(farm, "vllm") as loop:
+        for engine in loop.pool.engines:
+            engine.begin_update = as_a_mixture(engine)
+        loop.sync.push(weights(1), 1)
+        assert loop.answers() == [greedy(1)] * len(farm.urls("vllm"))
+        loop.sync.push(weights(0), 2)
+        assert loop.answers() == [greedy(0)] * len(farm.urls("vllm"))
 
 
 def test_gathering_goes_on_while_a_bucket_is_sent(farm: Farm):
