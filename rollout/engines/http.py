@@ -63,6 +63,7 @@ class HttpEngine(ABC):
     """
 
     dialect: str
+    loads_in_place = False  # vLLM's workers may, and say so at each update
 
     def __init__(
         self,

@@ -30,7 +30,6 @@ class VllmEngine(HttpEngine):
     """Needs --logprobs-mode processed_logprobs: by default vLLM's log-probs ignore the temperature."""
 
     dialect = "vllm"
-    loads_in_place = False  # until the workers say so, at each update
 
     async def pause(self) -> None:
         await self._control_json("POST", "/pause", params={"mode": "abort"})

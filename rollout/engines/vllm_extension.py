@@ -9,7 +9,6 @@ the client adds the ranks' sums.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rollout.weight_sync.bucket import Bucket
 from rollout.weight_sync.digest import header, weighted_sum
 from rollout.weight_sync.handles import open_handle
+from rollout.weight_sync.stream import receive
 
 # Layers whose weights lie in memory as in the checkpoint, but for fusing and sharding, if nothing quantizes them.
 PLAIN_LAYERS = {
@@ -40,17 +41,25 @@ class WeightBook:
         self._opid_awaited = set(self._opid_blocks)
         return {"in_place": bool(self._opid_blocks)}
 
-    def opid_receive(self, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
-        """Take the bucket that the trainer broadcasts now; may return before the GPU has it."""
-        buffer = torch.empty(sum(_sizes(dtypes, shapes)), dtype=torch.uint8, device=self.device)
-        self.weight_transfer_engine.model_update_group.broadcast(buffer, src=0)
-        self._opid_fill(buffer, names, dtypes, shapes)
+    def opid_receive(self) -> None:
+        """Take the buckets that the trainer broadcasts, until it says that all have come; may return before the GPU
+        has them."""
+        group = self.weight_transfer_engine.model_update_group
+        filling = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        incoming = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        with torch.cuda.stream(incoming):
+            for bucket in receive(lambda data: group.broadcast(data, src=0, stream=incoming), self.device):
+                if filling is not None:
+                    filling.wait_stream(incoming)
+                    bucket.buffer.record_stream(filling)
+                with torch.cuda.stream(filling):  # while the next one comes
+                    self._opid_fill(bucket)
 
     def opid_read(
         self, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]], handles: Sequence[str]
     ) -> None:
         """Take the bucket that lies in another process's memory of this GPU; returns when it has been read."""
-        self._opid_fill(open_handle(handles, self.device), names, dtypes, shapes)
+        self._opid_fill(Bucket.over(open_handle(handles, self.device), names, dtypes, shapes))
         torch.cuda.synchronize(self.device)
 
     def opid_end_update(self, version: int) -> None:
@@ -79,15 +88,12 @@ class WeightBook:
                 digests[shard.name] = value % 2**64
         return {name: str(value) for name, value in digests.items()}
 
-    def _opid_fill(
-        self, buffer: Tensor, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]]
-    ) -> None:
-        parts = buffer[: sum(_sizes(dtypes, shapes))].split(_sizes(dtypes, shapes))
-        for name, dtype, shape, part in zip(names, dtypes, shapes, parts, strict=True):
+    def _opid_fill(self, bucket: Bucket) -> None:
+        for name, tensor in bucket.tensors():
             if name not in self._opid_blocks:
                 raise ValueError(f"this model has no weight {name}")
             for shard in self._opid_blocks[name]:
-                shard.fill(part.view(getattr(torch, dtype)).view(*shape))
+                shard.fill(tensor)
             self._opid_awaited.discard(name)
 
 
@@ -165,11 +171,6 @@ def is_plain(model: nn.Module) -> bool:
         type(module).__name__ in PLAIN_LAYERS and type(getattr(module, "quant_method", None)).__name__ in PLAIN_METHODS
         for module in holders
     )
-
-
-def _sizes(dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> list[int]:
-    """Bytes of each tensor."""
-    return [math.prod(shape) * getattr(torch, dtype).itemsize for dtype, shape in zip(dtypes, shapes, strict=True)]
 
 
 def _blocks(name: str, module: Any, tensor: Tensor) -> Iterator[Shard]:

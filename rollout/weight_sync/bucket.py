@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,10 +23,32 @@ class Bucket:
     shapes: list[list[int]] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
 
+    @classmethod
+    def over(
+        cls, buffer: Tensor, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]]
+    ) -> Bucket:
+        """What a sender has put into `buffer`, by its account."""
+        return cls(buffer, list(names), list(dtypes), [list(shape) for shape in shapes], sizes_of(dtypes, shapes))
+
+    @classmethod
+    def of(
+        cls, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]], device: torch.device
+    ) -> Bucket:
+        """Memory on `device` for what a sender tells of."""
+        return cls.over(new_memory(sum(sizes_of(dtypes, shapes)), device), names, dtypes, shapes)
+
     @property
     def data(self) -> Tensor:
         """The packed bytes, uint8 [sum(sizes)]."""
         return self.buffer[: sum(self.sizes)]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Views of what is packed; copies where a dtype's alignment wants them."""
+        parts = self.data.split(self.sizes)
+        for name, dtype_name, shape, part in zip(self.names, self.dtypes, self.shapes, parts, strict=True):
+            dtype = getattr(torch, dtype_name)
+            aligned = part if part.storage_offset() % dtype.itemsize == 0 else part.clone()
+            yield name, aligned.view(dtype).view(shape)
 
     def has_room_for(self, tensor: Tensor) -> bool:
         return sum(self.sizes) + tensor.nbytes <= len(self.buffer)
@@ -58,3 +81,8 @@ def buckets(
         bucket.add(name, tensor)
     if bucket is not None:
         yield bucket
+
+
+def sizes_of(dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> list[int]:
+    """Bytes of tensors."""
+    return [math.prod(shape) * getattr(torch, dtype).itemsize for dtype, shape in zip(dtypes, shapes, strict=True)]

@@ -41,7 +41,7 @@ class Group(Protocol):
     """Rank 0 of the group, made on the GPU that is current in the thread."""
 
     def broadcast(self, data: Tensor) -> None:
-        """Send uint8 bytes to every other rank; returns when they are sent."""
+        """Send a tensor to every other rank, from its GPU or from host memory; returns when it is sent."""
         ...
 
     def close(self) -> None:
@@ -73,7 +73,8 @@ class VllmGroup:
         self._stream = torch.cuda.Stream()
 
     def broadcast(self, data: Tensor) -> None:
-        self._communicator.broadcast(data, src=0, stream=self._stream)
+        with torch.cuda.stream(self._stream):  # not on the stream that gathers the next bucket
+            self._communicator.broadcast(data.to(self._communicator.device), src=0, stream=self._stream)
         self._stream.synchronize()
 
     def close(self) -> None:
@@ -99,7 +100,7 @@ class SglangGroup:
 
     def broadcast(self, data: Tensor) -> None:
         with torch.cuda.stream(self._stream):  # not on the stream that gathers the next bucket
-            distributed.broadcast(data, src=0, group=self._group)
+            distributed.broadcast(data.cuda(), src=0, group=self._group)
         self._stream.synchronize()
 
     def close(self) -> None:

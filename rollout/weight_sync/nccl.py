@@ -9,6 +9,7 @@ import queue
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -21,7 +22,7 @@ from rollout.engines.http import HttpEngine
 from rollout.engines.launch import free_ports
 from rollout.engines.pool import EnginePool
 from rollout.event_loop import in_own_thread
-from rollout.weight_sync import update
+from rollout.weight_sync import stream, update
 from rollout.weight_sync.base import exhaust
 from rollout.weight_sync.bucket import Bucket, buckets
 from rollout.weight_sync.groups import JOIN_TIMEOUT_S, Group, OpenGroup, Rendezvous, join, leave, opener
@@ -104,10 +105,10 @@ class NcclSync(ServerSync):
             await asyncio.gather(*(engine.begin_update() for engine in engines))
             await self._join(engines, held == expected and None not in held)
             await asyncio.gather(*map(update.begin, engines))
-            while isinstance(bucket := await in_own_thread(waiting.get), Bucket):
-                await self._broadcast(engines, bucket)
-            if bucket is End.BROKEN:
-                raise EngineError(bucket.value)
+            if all(engine.loads_in_place for engine in engines):
+                await self._stream(engines, waiting)
+            else:
+                await self._request_each(engines, waiting)
             await asyncio.gather(*map(update.finish, engines))
             await asyncio.gather(*(engine.end_update(version) for engine in engines))
         except (RuntimeError, ExceptionGroup) as error:  # torch's of a group, and EngineError, are RuntimeErrors
@@ -120,12 +121,30 @@ class NcclSync(ServerSync):
             raise EngineError(fault) from error
         return [engine.url for engine in engines]
 
-    async def _broadcast(self, engines: tuple[HttpEngine, ...], bucket: Bucket) -> None:
-        group, rendezvous = self._group
+    async def _stream(self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Bucket | End]) -> None:
+        """Broadcast all buckets, which tell what they hold."""
+        group, _ = self._group
+
+        def send() -> None:
+            while isinstance(bucket := waiting.get(), Bucket):
+                stream.send_bucket(group.broadcast, bucket)
+            stream.send_end(group.broadcast, bucket.value if bucket is End.BROKEN else "")
+
         async with asyncio.TaskGroup() as tasks:
             for engine in engines:
-                tasks.create_task(update.receive(engine, rendezvous, bucket))
-            tasks.create_task(self._in_thread(lambda: group.broadcast(bucket.data)))
+                tasks.create_task(update.receive_stream(engine))
+            tasks.create_task(self._in_thread(send))
+
+    async def _request_each(self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Bucket | End]) -> None:
+        """Broadcast each bucket when all servers have been told what it holds."""
+        group, rendezvous = self._group
+        while isinstance(bucket := await in_own_thread(waiting.get), Bucket):
+            async with asyncio.TaskGroup() as tasks:
+                for engine in engines:
+                    tasks.create_task(update.receive(engine, rendezvous, bucket))
+                tasks.create_task(self._in_thread(partial(group.broadcast, bucket.data)))
+        if bucket is End.BROKEN:
+            raise EngineError(bucket.value)
 
     async def _join(self, engines: tuple[HttpEngine, ...], all_known: bool) -> None:
         """Form the group anew if other servers are to be in it, or if one does not have the weights of the last push:

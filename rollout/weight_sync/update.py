@@ -19,14 +19,17 @@ async def begin(engine: HttpEngine, *, forms_no_group: bool = False) -> None:
         await engine.post_update("/start_weight_update", {})
 
 
+async def receive_stream(engine: HttpEngine) -> None:
+    """Have one server take all buckets in place: those that `stream.send_bucket` sends, which must come meanwhile."""
+    await engine.call_workers("opid_receive")
+
+
 async def receive(engine: HttpEngine, rendezvous: Rendezvous, bucket: Bucket) -> None:
-    """Have one server take a bucket: one broadcast, which must come meanwhile."""
+    """Have one server take a bucket, not in place: one broadcast, which must come meanwhile."""
     tensors = {"names": bucket.names, "shapes": bucket.shapes}
     if engine.dialect == "sglang":
         options = {"load_format": "flattened_bucket", "flush_cache": False, "group_name": rendezvous.name}
         await engine.post_update("/update_weights_from_distributed", tensors | {"dtypes": bucket.dtypes} | options)
-    elif engine.loads_in_place:
-        await engine.call_workers("opid_receive", **tensors, dtypes=bucket.dtypes)
     else:
         # Its buffer is exactly the bucket: it would break a larger one into several broadcasts.
         packing = {"dtype_names": bucket.dtypes, "packed": True, "packed_buffer_size_bytes": len(bucket.data)}

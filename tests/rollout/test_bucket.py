@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from rollout.weight_sync.bucket import buckets, new_memory
+from rollout.weight_sync.stream import receive, send_bucket, send_end
 
 
 def tensors():
@@ -14,20 +16,11 @@ def tensors():
     return [(f"w{i}", torch.randn(shape).to(dtypes[i % 2])) for i, shape in enumerate(shapes)]
 
 
-def unpack(bucket):
-    """As vLLM and SGLang do: slices of the bytes, viewed by dtype and shape."""
-    start = 0
-    for name, dtype, shape, size in zip(bucket.names, bucket.dtypes, bucket.shapes, bucket.sizes, strict=True):
-        # A clone, because a dtype wants its alignment; on a GPU the servers view in place after the same slicing.
-        yield name, bucket.data[start : start + size].clone().view(getattr(torch, dtype)).reshape(shape)
-        start += size
-
-
 def test_what_is_unpacked_is_what_was_packed():
     packed = list(buckets(tensors(), 1024))
     assert len(packed) > 2
     assert all(len(bucket.data) <= 1024 or len(bucket.names) == 1 for bucket in packed)
-    unpacked = [pair for bucket in packed for pair in unpack(bucket)]
+    unpacked = [pair for bucket in packed for pair in bucket.tensors()]
     for (name, tensor), (other_name, other) in zip(tensors(), unpacked, strict=True):
         assert name == other_name and tensor.dtype == other.dtype and torch.equal(tensor, other)
 
@@ -41,7 +34,7 @@ def test_a_bucket_is_a_copy_at_once():
             yield f"w{value}", storage.fill_(float(value))
 
     (bucket,) = buckets(reusing(), 1024)
-    assert [float(tensor[0]) for _, tensor in unpack(bucket)] == [0.0, 1.0, 2.0]
+    assert [float(tensor[0]) for _, tensor in bucket.tensors()] == [0.0, 1.0, 2.0]
 
 
 def test_memory_is_asked_for_once_per_bucket():
@@ -53,3 +46,32 @@ def test_memory_is_asked_for_once_per_bucket():
 
     packed = list(buckets(tensors(), 1024, allocate))
     assert len(asked) == len(packed) and max(asked) == tensors()[5][1].nbytes
+
+
+def replay(sent):
+    """What was broadcast, into the receiver's tensors."""
+    messages = iter(sent)
+
+    def broadcast(buffer):
+        data = next(messages)
+        assert buffer.dtype == data.dtype and buffer.shape == data.shape
+        buffer.copy_(data)
+
+    return broadcast
+
+
+def test_a_stream_tells_what_comes_and_when_it_ends():
+    sent = []
+    for bucket in buckets(tensors(), 1024):
+        send_bucket(sent.append, bucket)
+    send_end(sent.append)
+    received = [pair for bucket in receive(replay(sent), torch.device("cpu")) for pair in bucket.tensors()]
+    for (name, tensor), (other_name, other) in zip(tensors(), received, strict=True):
+        assert name == other_name and tensor.dtype == other.dtype and torch.equal(tensor, other)
+
+
+def test_a_sender_that_gives_up_says_so():
+    sent = []
+    send_end(sent.append, "the disk is full")
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        list(receive(replay(sent), torch.device("cpu")))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from rollout.engines.server.host import Host
+from rollout.weight_sync.bucket import Bucket, sizes_of
 from rollout.weight_sync.groups import GlooGroup, Rendezvous
+from rollout.weight_sync.stream import receive
 
 
 class Transfer:
@@ -48,17 +49,28 @@ class Transfer:
         Raises:
             RuntimeError: no group, or its rank 0 is gone.
         """
-        if self._group is None:
-            raise RuntimeError("no group was joined")
-        pending: list[tuple[str, torch.dtype, Sequence[int], int]] = []
-        for name, dtype_name, shape in zip(names, dtypes, shapes, strict=True):
-            dtype = getattr(torch, dtype_name)
-            pending.append((name, dtype, shape, math.prod(shape) * dtype.itemsize))
-            if max_bytes is not None and sum(size for *_, size in pending) > max_bytes:
-                await self._broadcast(pending)
-                pending = []
-        if pending:
-            await self._broadcast(pending)
+        group, start, num_bytes = self._joined(), 0, 0
+        for end, size in enumerate(sizes_of(dtypes, shapes), start=1):
+            num_bytes += size
+            if end == len(names) or (max_bytes is not None and num_bytes > max_bytes):
+                bucket = Bucket.of(names[start:end], dtypes[start:end], shapes[start:end], torch.device("cpu"))
+                await asyncio.to_thread(group.broadcast, bucket.buffer)
+                self._received.update(bucket.tensors())
+                start, num_bytes = end, 0
+
+    async def receive_all(self) -> None:
+        """Take buckets that tell what they hold, until the trainer says that all have come.
+
+        Raises:
+            RuntimeError: no group, or its rank 0 is gone, or could not gather all.
+        """
+        group = self._joined()
+
+        def take() -> None:
+            for bucket in receive(group.broadcast, torch.device("cpu")):
+                self._received.update(bucket.tensors())
+
+        await asyncio.to_thread(take)
 
     async def load(self) -> bool:
         """Load what has come if it is the whole model; whether it was.
@@ -72,10 +84,7 @@ class Transfer:
         await self._host.load_tensors(received.items())
         return True
 
-    async def _broadcast(self, parts: Sequence[tuple[str, torch.dtype, Sequence[int], int]]) -> None:
-        data = torch.empty(sum(size for *_, size in parts), dtype=torch.uint8)
-        await asyncio.to_thread(self._group.broadcast, data)
-        start = 0
-        for name, dtype, shape, size in parts:
-            self._received[name] = data[start : start + size].clone().view(dtype).reshape(tuple(shape))
-            start += size
+    def _joined(self) -> GlooGroup:
+        if self._group is None:
+            raise RuntimeError("no group was joined")
+        return self._group

@@ -204,7 +204,7 @@ class _Routes:
                 result = {"in_place": self._in_place}
             case "opid_receive":
                 try:
-                    await self._transfer.receive(arguments["names"], arguments["dtypes"], arguments["shapes"], None)
+                    await self._transfer.receive_all()
                 except RuntimeError as error:
                     return _error(str(error), "InternalServerError", 500)
                 result = None

@@ -12,6 +12,8 @@ import torch
 from rollout.engines.base import EngineError, Sampling
 from rollout.engines.pool import EnginePool, PoolSettings
 from rollout.engines.vllm import VllmEngine
+from rollout.weight_sync import stream
+from rollout.weight_sync.bucket import Bucket
 from rollout.weight_sync.digest import DigestMismatch
 from rollout.weight_sync.nccl import NcclSync
 from tests.rollout.engines.conftest import Farm, kill_server
@@ -112,7 +114,14 @@ def test_weights_that_are_not_taken_in_place_go_through_vllms_own_update(farm: F
         assert loop.answers() == [greedy(0)] * len(farm.urls("vllm"))
 
 
-def test_gathering_goes_on_while_a_bucket_is_sent(farm: Farm):
+def send_bucket_after(change: Callable[[Bucket], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    send_bucket = stream.send_bucket
+    monkeypatch.setattr(
+        stream, "send_bucket", lambda broadcast, bucket: (change(bucket), send_bucket(broadcast, bucket))
+    )
+
+
+def test_gathering_goes_on_while_a_bucket_is_sent(farm: Farm, monkeypatch: pytest.MonkeyPatch):
     """Sending takes as long as gathering here: together they take little more than either."""
     pause_s = 0.1
 
@@ -123,25 +132,19 @@ def test_gathering_goes_on_while_a_bucket_is_sent(farm: Farm):
 
     with Loop(farm, "vllm", bucket_bytes=1) as loop:  # a bucket per tensor
         loop.sync.push(weights(1), 1)
-        group, _ = loop.sync._group
-        broadcast = group.broadcast
-        group.broadcast = lambda data: (time.sleep(pause_s), broadcast(data))
+        send_bucket_after(lambda bucket: time.sleep(pause_s), monkeypatch)
         started_s = time.perf_counter()
         report = loop.sync.push(slowly(), 2)
     assert time.perf_counter() - started_s < 1.6 * report.num_tensors * pause_s
 
 
-def test_a_wrong_byte_on_the_way_is_found_out(farm: Farm):
+def test_a_wrong_byte_on_the_way_is_found_out(farm: Farm, monkeypatch: pytest.MonkeyPatch):
+    def corrupt(bucket: Bucket) -> None:
+        bucket.data[7] ^= 1
+
     with Loop(farm, "vllm") as loop:
         loop.sync.push(weights(1), 1)
-        group, _ = loop.sync._group
-        broadcast = group.broadcast
-
-        def corrupt(data):
-            data[7] ^= 1
-            broadcast(data)
-
-        group.broadcast = corrupt
+        send_bucket_after(corrupt, monkeypatch)
         with pytest.raises(DigestMismatch, match="differs at the engine"):
             loop.sync.push(weights(1), 2)
 

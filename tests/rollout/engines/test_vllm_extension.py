@@ -14,6 +14,7 @@ from torch import nn
 from rollout.engines.vllm_extension import WeightBook
 from rollout.weight_sync.bucket import buckets
 from rollout.weight_sync.digest import digest
+from rollout.weight_sync.stream import send_bucket, send_end
 
 HEADS, KV_HEADS, HEAD_SIZE, HIDDEN, FEED_FORWARD, VOCABULARY = 4, 2, 8, 16, 24, 41
 
@@ -179,22 +180,26 @@ def test_the_version_dies_with_the_worker():
     assert worker.opid_weight_version() == {"version": None}
 
 
-class Broadcast:
-    """The worker's end of a group: what the trainer's rank 0 sends."""
+class Replay:
+    """The worker's end of a group: what the trainer's rank 0 has sent, in order."""
 
-    def __init__(self, data: torch.Tensor):
-        self._data = data
+    def __init__(self, sent: list[torch.Tensor]):
+        self._sent = iter(sent)
 
-    def broadcast(self, buffer: torch.Tensor, src: int) -> None:
-        assert src == 0 and buffer.dtype == torch.uint8
-        buffer.copy_(self._data)
+    def broadcast(self, buffer: torch.Tensor, src: int, stream: None) -> None:
+        data = next(self._sent)
+        assert src == 0 and buffer.dtype == data.dtype and buffer.shape == data.shape
+        buffer.copy_(data)
 
 
 def send(worker: WeightBook, tensors: dict[str, torch.Tensor]) -> None:
     """All of `tensors`, in buckets of 2 KiB and those that are larger."""
+    sent: list[torch.Tensor] = []
     for bucket in buckets(tensors.items(), 2048):
-        worker.weight_transfer_engine = SimpleNamespace(model_update_group=Broadcast(bucket.data))
-        worker.opid_receive(bucket.names, bucket.dtypes, bucket.shapes)
+        send_bucket(sent.append, bucket)
+    send_end(sent.append)
+    worker.weight_transfer_engine = SimpleNamespace(model_update_group=Replay(sent))
+    worker.opid_receive()
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
