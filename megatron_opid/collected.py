@@ -1,4 +1,4 @@
-"""One step's episodes from all ranks: how the ranks' shares become one, and how a checkpoint keeps it."""
+"""One step's episodes and their skills from all ranks: how shares become one, and how a checkpoint keeps them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rollout.compact import from_compact, to_compact
 from rollout.metrics import summarize
-from rollout.trajectory import Trajectory
+from rollout.trajectory import HindsightSkills, Trajectory, skills_from_fields
 
 # How the ranks' own figures become one: what is not named here is added up.
 LARGEST = ("seconds", "annotator_exposed_s", "latency_p95_s")
@@ -33,6 +33,32 @@ class Collected:
     def from_json(cls, text: str) -> Collected:
         data = json.loads(text)
         return cls(**data | {"trajectories": tuple(map(from_compact, data["trajectories"]))})
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What the analyzer said of the episodes of one rank, or of all, by their uid, and its figures."""
+
+    metrics: Mapping[str, float]
+    analyzer_metrics: Mapping[str, float]
+    skills: Mapping[str, HindsightSkills]
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self) | {"skills": {uid: vars(skills) for uid, skills in self.skills.items()}})
+
+    @classmethod
+    def from_json(cls, text: str) -> Annotations:
+        data = json.loads(text)
+        return cls(**data | {"skills": {uid: skills_from_fields(skills) for uid, skills in data["skills"].items()}})
+
+
+def join_annotations(shares: Sequence[Annotations]) -> Annotations:
+    """What was said of all ranks' episodes."""
+    return Annotations(
+        _combine([share.metrics for share in shares]),
+        _combine([share.analyzer_metrics for share in shares]),
+        {uid: skills for share in shares for uid, skills in share.skills.items()},
+    )
 
 
 def join_shares(shares: Sequence[Collected], num_tasks: int, group_size: int) -> Collected:

@@ -64,33 +64,34 @@ def prepare(trajectories: Sequence[Trajectory], tokenizer: PreTrainedTokenizerBa
 
 
 def score(actor: Actor, batch: Batch, updates: Sequence[np.ndarray], algorithm: AlgorithmConfig) -> Scores:
-    """Old, reference and teacher log-probs of the batch's responses in one pass per weight set.
+    """Old and reference log-probs of the batch's responses: all that needs no skills.
 
     The samples of update k are packed as that update will pack them, so the first update's ratio is exactly 1. Old
     log-probs are not scored where `algorithm.old_logprob` has them from elsewhere.
     """
     sequences = [_sequence(sample, sample.prompt_ids) for sample in batch.samples]
-    wanted: list[tuple[str, int]] = []
-    requests: list[ScoreRequest] = []
-
-    def ask(name: str, index: int, request: ScoreRequest) -> None:
-        wanted.append((name, index))
-        requests.append(request)
-
+    asked: dict[tuple[str, int], ScoreRequest] = {}
     for number, part in enumerate(updates if algorithm.old_logprob == "recompute" else ()):
-        for index in part:
-            ask("old", index, ScoreRequest(sequences[index], batch=number))
+        asked |= {("old", index): ScoreRequest(sequences[index], batch=number) for index in part}
     if algorithm.kl_coefficient > 0:
-        for index, sequence in enumerate(sequences):
-            ask("reference", index, ScoreRequest(sequence, "reference"))
-    for level in _levels(algorithm):
-        for index, sample in enumerate(batch.samples):
-            prompt = getattr(sample.teacher_prompts, level)
-            if prompt is not None:
-                request = ScoreRequest(_sequence(sample, prompt), algorithm.teacher, batch=len(updates))
-                ask(level, index, request)
-    values = actor.score(requests)
-    return _scores(batch, wanted, values, algorithm)
+        asked |= {("reference", i): ScoreRequest(sequence, "reference") for i, sequence in enumerate(sequences)}
+    flat, _ = _scored(actor, asked, batch)
+    old = batch.flat("engine_logprobs") if algorithm.old_logprob == "engine" else flat.get("old")
+    return Scores(old, flat.get("reference"), {})
+
+
+def score_teachers(actor: Actor, batch: Batch, scores: Scores, algorithm: AlgorithmConfig) -> Scores:
+    """`scores` with those under the prompts that have the skills."""
+    asked = {
+        (level, index): ScoreRequest(_sequence(sample, prompt), algorithm.teacher)
+        for level in _levels(algorithm)
+        for index, sample in enumerate(batch.samples)
+        if (prompt := getattr(sample.teacher_prompts, level)) is not None
+    }
+    flat, masks = _scored(actor, asked, batch)
+    weights = {"episode": algorithm.episode_skill_weight, "step": algorithm.step_skill_weight}
+    teachers = {level: TeacherLogprobs(flat[level], masks[level], weights[level]) for level in flat}
+    return replace(scores, teachers=teachers)
 
 
 @dataclass(frozen=True)
@@ -229,21 +230,15 @@ def _split(flat: Tensor, batch: Batch) -> list[np.ndarray]:
     return np.split(flat.numpy(), np.cumsum(batch.lengths.numpy())[:-1])
 
 
-def _scores(
-    batch: Batch, wanted: Sequence[tuple[str, int]], values: Sequence[np.ndarray], algorithm: AlgorithmConfig
-) -> Scores:
+def _scored(
+    actor: Actor, asked: Mapping[tuple[str, int], ScoreRequest], batch: Batch
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """By name, the log-probs [T] of what is asked for of the samples, and which tokens [T] they are of."""
     starts = np.concatenate([[0], np.cumsum(batch.lengths.numpy())])
     flat: dict[str, Tensor] = {}
-    mask: dict[str, Tensor] = {}
-    for (name, index), logprobs in zip(wanted, values, strict=True):
+    masks: dict[str, Tensor] = {}
+    for (name, index), logprobs in zip(asked, actor.score(list(asked.values())), strict=True):
         tokens = slice(starts[index], starts[index + 1])
         flat.setdefault(name, torch.zeros(int(starts[-1])))[tokens] = torch.from_numpy(logprobs)
-        mask.setdefault(name, torch.zeros(int(starts[-1])))[tokens] = 1.0
-    weights = {"episode": algorithm.episode_skill_weight, "step": algorithm.step_skill_weight}
-    teachers = {
-        level: TeacherLogprobs(flat[level], mask[level], weights[level])
-        for level in _levels(algorithm)
-        if level in flat
-    }
-    old = batch.flat("engine_logprobs") if algorithm.old_logprob == "engine" else flat.get("old")
-    return Scores(old, flat.get("reference"), teachers)
+        masks.setdefault(name, torch.zeros(int(starts[-1])))[tokens] = 1.0
+    return flat, masks

@@ -12,7 +12,7 @@ from envs.base import load as load_environment
 from megatron_opid.actor.actor import Actor
 from megatron_opid.batch import split_updates
 from megatron_opid.config import Config
-from megatron_opid.learning import learn, needs_reference, prepare, score
+from megatron_opid.learning import learn, needs_reference, prepare, score, score_teachers
 from megatron_opid.metrics import BEFORE_TRAINING
 from megatron_opid.report.tokens import token_scores
 from megatron_opid.rollouts import Rollout
@@ -41,15 +41,20 @@ def train(config: Config) -> int:
         for step in run.steps():
             with run.timer("rollout"):
                 trajectories = rollout.collect(tasks.draw(step), step)
-                metrics = {"rollout": rollout.metrics, "analyzer": rollout.analyzer_metrics}
                 if config.rollout.one_step_off and step + 1 < config.run.num_steps:
                     rollout.start(tasks.draw(step + 1), step + 1)
-                if config.skills.shuffle:
-                    trajectories = shuffle_skills(trajectories, config.run.seed + step)
             with run.timer("score"):
                 batch = prepare(trajectories, rollout.tokenizer, step, config)
                 updates = split_updates(len(batch.samples), config.actor.updates_per_step, config.run.seed, step)
                 scores = score(actor, batch, updates, config.algorithm)
+            with run.timer("analyzer"):
+                trajectories = rollout.annotate(trajectories)
+                metrics = {"rollout": rollout.metrics, "analyzer": rollout.analyzer_metrics}
+                if config.skills.shuffle:
+                    trajectories = shuffle_skills(trajectories, config.run.seed + step)
+            with run.timer("score"):
+                batch = prepare(trajectories, rollout.tokenizer, step, config)
+                scores = score_teachers(actor, batch, scores, config.algorithm)
             with run.timer("update"):
                 learned = learn(actor, batch, scores, updates, config.algorithm)
                 metrics["actor"] = learned.statistics

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from transformers import AutoTokenizer
 from envs.base import Task
 from envs.base import load as load_environment
 from megatron_opid.actor.parallel import resolve_device
-from megatron_opid.collected import Collected, join_shares
+from megatron_opid.collected import Annotations, Collected, join_annotations, join_shares
 from megatron_opid.config import Config, resolve_model
 from megatron_opid.engines import make_pool, make_sync
 from megatron_opid.exchange import all_gather_text
@@ -28,8 +29,10 @@ from rollout.agent_loop import EpisodeSettings
 from rollout.engines.base import Engine
 from rollout.engines.launch import Launcher
 from rollout.engines.local import LocalEngine
-from rollout.trajectory import HindsightSkills, Trajectory
-from rollout.worker import RolloutWorker
+from rollout.trajectory import HindsightSkills, Trajectory, with_skills
+from rollout.worker import Played, RolloutWorker
+
+T = TypeVar("T")
 
 
 class Rollout:
@@ -37,6 +40,9 @@ class Rollout:
 
     `metrics` and `analyzer_metrics` describe the last collection over all ranks. Episodes of a later step may be played
     in the background (`start`) while this thread trains; every collective is this thread's.
+
+    `annotates_later`: `collect` returns before the analyzer has answered, and `annotate` waits for it. So with an
+    analyzer that is slow and does not need the engine, which may sleep by then; episodes played ahead have their time.
     """
 
     def __init__(self, config: Config, *, rank: int, num_ranks: int) -> None:
@@ -47,6 +53,7 @@ class Rollout:
         self._config = config
         self._rank, self._num_ranks = rank, num_ranks
         self._gives_memory_back = config.engine.name != "local" and config.engine.placement == "colocated"
+        self.annotates_later = _annotates_later(config)
         self._launcher: Launcher | None = None
         place = Place.of(rank, num_ranks)
         self._engine = self._make_engine(directory, place)
@@ -67,16 +74,22 @@ class Rollout:
         self._sync = make_sync(config, self._engine, self._worker.run, place, all_gather_text)
         self._started: tuple[int, int, Future[list[Trajectory]]] | None = None  # step, number of tasks, episodes
         self._ahead: Collected | None = None  # what was started, once it is there
+        self._annotating: Played | None = None  # what was collected, until `annotate`
 
     def collect(self, tasks: Sequence[Task], step: int) -> tuple[Trajectory, ...]:
-        """The training episodes of `step`, skills attached; in order of tasks, then members of the group.
+        """The training episodes of `step`, in order of tasks, then members of the group; with their skills unless it
+        `annotates_later`.
 
         They are played now, unless they were `start`ed before.
         """
         self.finish()
         collected, self._ahead = self._ahead, None
         if collected is None:
-            played = self._worker.run(self._training_episodes(tasks, step))
+            if self.annotates_later:
+                self._annotating = self._worker.run(self._training_episodes(self._worker.play, tasks, step))
+                played = self._annotating.trajectories
+            else:
+                played = self._worker.run(self._training_episodes(self._worker.collect, tasks, step))
             collected = self._gather(played, step, len(tasks), self._config.rollout.group_size)
             self._refuse_missing_skills(collected.analyzer_metrics)
         if collected.step != step:
@@ -87,9 +100,28 @@ class Rollout:
             all_gather_text("")  # the other ranks need the memory, too
         return collected.trajectories
 
+    def annotate(self, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+        """What `collect` returned, with the skills; waits for the analyzer."""
+        if self._annotating is None:
+            return tuple(trajectories)
+        played, self._annotating = self._annotating, None
+        started_s = time.perf_counter()
+        annotated = self._worker.run(played.annotated())
+        waited = {"annotator_exposed_s": time.perf_counter() - started_s}
+        skills = {trajectory.uid: trajectory.skills for trajectory in annotated if trajectory.skills is not None}
+        share = Annotations(waited, self._analyzer.counters(), skills).to_json()
+        joined = join_annotations(list(map(Annotations.from_json, all_gather_text(share))))
+        self.metrics, self.analyzer_metrics = {**self.metrics, **joined.metrics}, joined.analyzer_metrics
+        self._refuse_missing_skills(self.analyzer_metrics)
+        return tuple(with_skills(trajectory, joined.skills.get(trajectory.uid)) for trajectory in trajectories)
+
     def start(self, tasks: Sequence[Task], step: int) -> None:
         """Begin to play the training episodes of `step` in the background, under the weights of now."""
-        self._started = step, len(tasks), self._worker.loop.start(self._training_episodes(tasks, step))
+        self._started = (
+            step,
+            len(tasks),
+            self._worker.loop.start(self._training_episodes(self._worker.collect, tasks, step)),
+        )
 
     def finish(self) -> None:
         """Wait for the episodes that were started, if any."""
@@ -162,8 +194,10 @@ class Rollout:
     def _mine(self, tasks: Sequence[Task]) -> Sequence[Task]:
         return tasks[self._rank :: self._num_ranks]
 
-    def _training_episodes(self, tasks: Sequence[Task], step: int) -> Coroutine[Any, Any, list[Trajectory]]:
-        """This rank's training episodes of `step`, skills attached."""
+    def _training_episodes(
+        self, way: Callable[..., Coroutine[Any, Any, T]], tasks: Sequence[Task], step: int
+    ) -> Coroutine[Any, Any, T]:
+        """This rank's training episodes of `step`, by `collect` or `play` of the worker."""
 
         async def annotate(trajectory: Trajectory) -> HindsightSkills | None:
             if not is_scheduled(trajectory, step, self._config.skills):
@@ -171,7 +205,7 @@ class Rollout:
             return await self._analyzer.analyze(trajectory)
 
         rollout = self._config.rollout
-        return self._worker.collect(
+        return way(
             self._mine(tasks),
             rollout.group_size,
             self._settings(rollout.temperature),
@@ -181,7 +215,8 @@ class Rollout:
 
     def _gather(self, played: Sequence[Trajectory], step: int, num_tasks: int, group_size: int) -> Collected:
         """This rank's episodes and those of the others."""
-        analyzer = self._analyzer.counters() if self._analyzer is not None else {}
+        counts = self._analyzer is not None and self._annotating is None
+        analyzer = self._analyzer.counters() if counts else {}
         share = Collected(step, self._worker.metrics, analyzer, tuple(played)).to_json()
         shares = map(Collected.from_json, all_gather_text(share))
         return join_shares(list(shares), num_tasks, group_size)
@@ -239,6 +274,11 @@ class Rollout:
             stop_token_ids=(self.tokenizer.eos_token_id,),
             vocab_size=self._vocab_size,
         )
+
+
+def _annotates_later(config: Config) -> bool:
+    has_endpoint = config.algorithm.name == "opid" and config.skills.analyzer == "openai"
+    return has_endpoint and not config.rollout.one_step_off
 
 
 async def _use(device: torch.device) -> None:

@@ -107,10 +107,14 @@ def from_fields(data: Mapping[str, Any]) -> Trajectory:
             **data,
             "task": Task(**data["task"]),
             "steps": tuple(_step(step) for step in data["steps"]),
-            "skills": skills
-            and HindsightSkills(skills["summary"], skills["episode"], {int(k): v for k, v in skills["steps"].items()}),
+            "skills": skills and skills_from_fields(skills),
         }
     )
+
+
+def skills_from_fields(data: Mapping[str, Any]) -> HindsightSkills:
+    """The inverse of `vars`, also where JSON made text of step numbers."""
+    return HindsightSkills(data["summary"], data["episode"], {int(k): v for k, v in data["steps"].items()})
 
 
 def with_skills(trajectory: Trajectory, skills: HindsightSkills | None) -> Trajectory:

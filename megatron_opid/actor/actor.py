@@ -107,8 +107,8 @@ class Actor:
         rules: OldPolicyRules | None = None,
     ) -> PolicyUpdate:
         """One optimizer update over all samples; OnPolicySamples take their old log-probs from its forward pass, and
-        the terms that `rules` make of them. With routing_replay, PolicySamples must be a batch of the last `score`,
-        since which nothing was exported.
+        the terms that `rules` make of them. With routing_replay, PolicySamples must be a batch of a `score` since which
+        nothing was exported.
 
         Returns: the statistics loss, each term of algorithm.losses.policy_loss, grad_norm (before clipping),
         learning_rate and max_ratio_deviation = max |π/π_old − 1|; and the log-probs before the update.

@@ -26,7 +26,7 @@ class RoutingReplay:
     """Hooks on the routers of `chunks`, whose config has moe_enable_routing_replay; idle but for the two contexts.
 
     Every rank records the layers and tokens that it holds, on the device: a byte for each expert of a token, two where
-    a layer has more than 256. Whatever is scored in one pass is recorded, teacher prompts too, until it is forgotten.
+    a layer has more than 256. Whatever is scored is recorded, teacher prompts too, until it is forgotten.
     """
 
     def __init__(self, chunks: Sequence[torch.nn.Module]) -> None:
@@ -41,8 +41,7 @@ class RoutingReplay:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Inside, forward passes are recorded; what was recorded before is forgotten."""
-        self.forget()
+        """Inside, forward passes are recorded, besides what was recorded before."""
         with self._acting(RouterReplayAction.RECORD):
             yield
 
