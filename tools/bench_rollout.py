@@ -1,9 +1,10 @@
 """How well a rollout uses its engines: `python -m tools.bench_rollout [--episodes 128] [--max-steps 30] [--json FILE]`
 
-Plays the same episodes of native ALFWorld against servers in five ways, all in one run: as training does it, each
-episode going on by itself; in lock step, no episode's next turn before every episode's last one is answered; each by
-itself, but no request waiting for others (rollout/engines/arrivals.py); and as training does it with an analyzer
-endpoint that takes `--analyzer-s` per episode. The fifth is the first again, so that the machine's own wandering shows.
+Plays the same episodes of native ALFWorld against servers in three ways, `--rounds` times each in turn, so that the
+machine's own wandering shows: as training does it, each episode going on by itself; in lock step, no episode's next
+turn before every episode's last one is answered; each by itself, but no request waiting for others
+(rollout/engines/arrivals.py). Then once as training does it with an analyzer endpoint that takes `--analyzer-s` per
+episode, all of which the rollout waits for (training scores meanwhile what needs no skills). Ratios are of medians.
 Without `--model` a tiny one with random weights is made and served by our CPU server; `--gpus 1 --model DIR` serves a
 real one with vLLM or SGLang. With `--token-ms` the CPU server computes nothing: each response takes that long per
 token, however many are sampled at once, as on a GPU that is bound by reading its weights. Its length is drawn evenly
@@ -21,8 +22,10 @@ import json
 import math
 import os
 import platform
+import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -216,31 +219,35 @@ class Bench:
         return RolloutWorker(alfworld, self._package_options, engine, self.tokenizer, run_seed=0, progress=None)
 
 
-def run(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """The five collections, on one event loop."""
+def run(bench: Bench, options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """The collections by their way, on one event loop."""
     worker, at_once = bench.worker(bench.pool), bench.worker(bench.pool_at_once)
-    locked = LockStep(bench.pool_at_once, options.episodes)
-    locked_worker = bench.worker(locked)
+    locked = [LockStep(bench.pool_at_once, options.episodes) for _ in range(options.rounds)]
+    locked_workers = [bench.worker(engine) for engine in locked]
 
-    async def leave(trajectory: Trajectory) -> None:
-        locked.leave()
+    async def play_in_lock_step(number: int) -> dict[str, float]:
+        async def leave(trajectory: Trajectory) -> None:
+            locked[number].leave()
 
-    async def everything() -> dict[str, dict[str, float]]:
+        return await bench.play(locked_workers[number], "lock step", leave)
+
+    async def everything() -> dict[str, list[dict[str, float]]]:
+        figures: dict[str, list[dict[str, float]]] = defaultdict(list)
         await bench.load()
         await bench.warm_up(worker)
-        figures = {"free": await bench.play(worker, "free")}
-        figures["lock_step"] = await bench.play(locked_worker, "lock step", leave)
-        figures["at_once"] = await bench.play(at_once, "at once")
+        for number in range(options.rounds):
+            figures["free"].append(await bench.play(worker, "free"))
+            figures["lock_step"].append(await play_in_lock_step(number))
+            figures["at_once"].append(await bench.play(at_once, "at once"))
         async with slow_analyzer(options.analyzer_s) as analyzer:
-            figures["analyzed"] = await bench.play(worker, "analyzed", analyzer.analyze)
-        figures["free_again"] = await bench.play(worker, "free again")
+            figures["analyzed"].append(await bench.play(worker, "analyzed", analyzer.analyze))
         await bench.close()
         return figures
 
     try:
         return worker.run(everything())
     finally:
-        for each in (worker, at_once, locked_worker):
+        for each in (worker, at_once, *locked_workers):
             each.close()
 
 
@@ -275,15 +282,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def report(figures: dict[str, dict[str, float]], options: argparse.Namespace) -> None:
+def report(figures: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> None:
     """Print the figures and what follows from them, and write both where `--json` says."""
-    free, locked, analyzed = figures["free"], figures["lock_step"], figures["analyzed"]
-    again, at_once = figures["free_again"], figures["at_once"]
+    median = {
+        way: {name: statistics.median(play[name] for play in plays) for name in plays[0]}
+        for way, plays in figures.items()
+    }
+    free, locked, analyzed = median["free"], median["lock_step"], median["analyzed"]
     summary = {
         "engine_busy_share": free["engine_busy_share"],
         "tokens_per_s_over_lock_step": free["response_tokens_per_s"] / locked["response_tokens_per_s"],
-        "tokens_per_s_again_over_lock_step": again["response_tokens_per_s"] / locked["response_tokens_per_s"],
-        "tokens_per_s_at_once_over_lock_step": at_once["response_tokens_per_s"] / locked["response_tokens_per_s"],
+        "tokens_per_s_at_once_over_lock_step": median["at_once"]["response_tokens_per_s"]
+        / locked["response_tokens_per_s"],
         "ceiling_over_lock_step": free["ceiling_over_lock_step"],
         "exposed_analyzer_share": analyzed["annotator_exposed_s"] / analyzed["seconds"],
     }
@@ -318,6 +328,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """The command line's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--max-steps", type=int, default=30)
     parser.add_argument("--history", type=int, default=5)

@@ -25,6 +25,7 @@ class Costs:
     turn_sigma: float  # of its logarithm
     analysis_s: float
     analysis_sigma: float
+    plain_score_s: float  # of the scoring, what needs no skills
     trainer_s: float  # scoring and updates
     model_bytes: float
     host_bytes_per_s: float  # gloo between hosts, one rank
@@ -56,7 +57,7 @@ class StepTime:
 
     play_s: float  # until the last episode has ended
     ideal_play_s: float  # the same episodes without waiting for worker or environments
-    analyzer_s: float  # until the last analysis, after the last episode
+    analyzer_s: float  # from the last episode to the last analysis, less what is scored meanwhile
     exchange_s: float
     trainer_s: float
     sync_s: float
@@ -104,7 +105,7 @@ def simulate_step(cluster: Cluster, costs: Costs, seed: int = 0) -> StepTime:
     return StepTime(
         play_s=play_s,
         ideal_play_s=max(ideal),
-        analyzer_s=max(0.0, environment.now - play_s),
+        analyzer_s=max(0.0, environment.now - play_s - costs.plain_score_s),
         exchange_s=exchange_s(cluster, costs),
         trainer_s=costs.trainer_s,
         sync_s=sync_s(cluster, costs),

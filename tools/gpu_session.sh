@@ -10,7 +10,7 @@
 #   vllm | sglang                  the engine's GPU tests                 3 min; SGLang's 4 on an H100 with 16 cores
 #   train-vllm | train-sglang      demo_gpu with it                       5 min
 #   sync-vllm | sync-sglang        weight sync and sleep, 8B's shape      2 min
-#   rollout-vllm | rollout-sglang  128 episodes against lock step         5 min on 16 cores, SGLang's 7
+#   rollout-vllm | rollout-sglang  128 episodes against lock step         7 min on 16 cores
 # Parts of two GPUs, with the engine that is installed (minutes on H200s, four pairs at work):
 #   two-layouts   the LM head and every layout of the actor               8 min
 #   two-bench     1.7B on one and two GPUs, 4B and 8B on two              7 min
@@ -250,7 +250,7 @@ part() { # PART
     rollout-*)
       [ -f "$work/model/tokenizer.json" ] || bench_model >"$logs/model.log" 2>&1
       # 5 of some 600 ids and the eos end a response: lengths are geometric, 100 tokens in the mean; the analyzer takes 2 s.
-      run "$1" 480 python3 -m tools.bench_rollout --dialect "$last" --gpus 1 --model "$work/model" --dtype bfloat16 \
+      run "$1" 560 python3 -m tools.bench_rollout --dialect "$last" --gpus 1 --model "$work/model" --dtype bfloat16 \
         --response-tokens 512 --stop-tokens 5 --batch 128 --json "$logs/rollout_$last.json"
       ;;
     two-layouts)

@@ -114,6 +114,7 @@ def _costs(plan: Plan, options: argparse.Namespace) -> Costs:
         turn_sigma=options.turn_sigma,
         analysis_s=options.analysis_seconds,
         analysis_sigma=options.turn_sigma,
+        plain_score_s=plan.plain_score_s,
         trainer_s=plan.score.seconds + plan.reference.seconds + plan.update.seconds,
         model_bytes=2 * plan.sizes.parameters,
         host_bytes_per_s=options.host_gb_per_s * 1e9,

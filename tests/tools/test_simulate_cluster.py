@@ -34,6 +34,7 @@ COSTS = Costs(
     turn_sigma=0.0,
     analysis_s=20.0,
     analysis_sigma=0.0,
+    plain_score_s=0.0,
     trainer_s=30.0,
     model_bytes=16e9,
     host_bytes_per_s=1e9,

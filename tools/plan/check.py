@@ -38,6 +38,7 @@ ACTOR_BENCHES = {
     "actor_4b_long": "Qwen3-4B",
     "actor_x2_1.7b_dp2": "Qwen3-1.7B",
     "actor_x2_1.7b_pp2": "Qwen3-1.7B",
+    "actor_x2_1.7b_pp2_4096": "Qwen3-1.7B",
     "actor_x2_4b_tp2": "Qwen3-4B",
     "actor_x2_4b_cp2_long": "Qwen3-4B",
     "actor_x2_8b_tp2": "Qwen3-8B",
@@ -110,6 +111,8 @@ def _actor(name: str, model: str) -> Iterator[Check]:
     measured, title = bench["actor"], f"{model}, {count} {bench['batch']} sequences, {bench['tokens']:,} tokens"
     sizes_of_groups = {"DP": layout.data, "TP": layout.tensor, "PP": layout.pipeline, "CP": layout.context}
     title += "".join(f", {group}{size}" for group, size in sizes_of_groups.items() if size > 1)
+    if layout.pipeline > 1:
+        title += f", micro-batches of {config.actor.tokens_per_micro_batch:,}"
     scored = trainer.score(bench["tokens"], bench["response_tokens"]).seconds
     yield Check(f"{title}, scoring", statistics.median(measured["score_s"]), scored)
     yield Check(f"{title}, update", statistics.median(measured["update_s"]), trainer.update().seconds)

@@ -35,9 +35,22 @@ class Plan:
     weight_sync: PhaseTime
 
     @property
+    def plain_score_s(self) -> float:
+        """Of the old and the reference log-probs, which need no skills."""
+        seconds = self.score.seconds / self.workload.policy_contexts
+        if self.config.algorithm.kl_coefficient > 0:
+            seconds += self.reference.seconds / self.workload.reference_contexts
+        return seconds
+
+    @property
+    def analyzer_s(self) -> float:
+        """Of waiting for skills, when all that needs none is scored."""
+        return max(0.0, self.rollout.analyzed_s - self.rollout.seconds - self.plain_score_s)
+
+    @property
     def step_s(self) -> float:
         phases = (self.score, self.reference, self.update, self.weight_sync)
-        return self.rollout.seconds + sum(phase.seconds for phase in phases)
+        return self.rollout.seconds + self.analyzer_s + sum(phase.seconds for phase in phases)
 
     @property
     def fits(self) -> bool:

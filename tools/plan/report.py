@@ -28,6 +28,7 @@ def as_json(plan: Plan, fitting: Sequence[tuple[str, Plan]]) -> dict[str, Any]:
         "engine_memory": asdict(plan.engine_memory),
         "rollout": asdict(plan.rollout),
         "phases": {name: asdict(phase) | {"seconds": phase.seconds} for name, phase in phases.items()},
+        "analyzer_s": plan.analyzer_s,
         "step_s": plan.step_s,
         "update_mfu": plan.update_mfu,
         "fits": plan.fits,
@@ -123,9 +124,10 @@ def _time(plan: Plan) -> str:
     rollout = plan.rollout
     lines = [f"Time of a step: {plan.step_s:.1f} s"]
     sampled = f"prefill {rollout.prefill_s:.1f}, decode {rollout.decode_s:.1f}, environment {rollout.environment_s:.2f}"
-    if plan.workload.num_analyses:
-        sampled += f", last analysis {rollout.seconds - max(rollout.analysis_s, _played_s(plan)):.0f}"
     lines.append(_time_line("rollout", rollout.seconds, plan.step_s, sampled))
+    if plan.workload.num_analyses:
+        beside = f"{rollout.analyzed_s - rollout.seconds:.0f} after the last episode, less what needs no skills"
+        lines.append(_time_line("analyzer", plan.analyzer_s, plan.step_s, beside))
     lines += [
         _time_line(name, phase.seconds, plan.step_s, _parts(phase.parts)) for name, phase in _phases(plan).items()
     ]
@@ -135,11 +137,6 @@ def _time(plan: Plan) -> str:
         f"at {plan.update_mfu:.0%} MFU, {rate:,.0f} tokens/s a GPU"
     )
     return "\n".join(lines)
-
-
-def _played_s(plan: Plan) -> float:
-    rollout = plan.rollout
-    return rollout.prefill_s + rollout.decode_s + rollout.environment_s
 
 
 def _traffic(plan: Plan) -> str:

@@ -23,7 +23,7 @@ class Engines:
 
 @dataclass(frozen=True)
 class RolloutTime:
-    """Seconds, and what they are made of."""
+    """Seconds of the episodes, and what they are made of."""
 
     seconds: float
     prefill_s: float
@@ -32,6 +32,7 @@ class RolloutTime:
     decode_step_s: float  # at full width
     tokens_per_s: float  # sampled, of all engines
     analysis_s: float  # of all analyses, as far as their number, not the episodes, decides
+    analyzed_s: float  # from the first episode's beginning to the last skill
 
 
 def decode_step_s(sizes: Sizes, gpu: Gpu, engines: Engines, sequences: float, workload: Workload) -> float:
@@ -72,13 +73,14 @@ def rollout_time(
     analysis = workload.num_analyses * constant("analysis_s") / concurrency
     seconds = prefill + decode + environment
     return RolloutTime(
-        seconds=max(seconds, analysis) + (constant("analysis_s") if workload.num_analyses else 0.0),
+        seconds=seconds,
         prefill_s=prefill,
         decode_s=decode,
         environment_s=environment,
         decode_step_s=decode_step_s(sizes, gpu, engines, width, workload),
         tokens_per_s=workload.num_samples * workload.response_tokens / seconds,
         analysis_s=analysis,
+        analyzed_s=max(seconds, analysis) + (constant("analysis_s") if workload.num_analyses else 0.0),
     )
 
 
