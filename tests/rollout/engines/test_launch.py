@@ -159,7 +159,6 @@ def test_servers_on_several_gpus_leave_multicast_alone(tmp_path):
         words[dialect] = server_command(settings, 8000, ["0", "1"], tmp_path / "keys.yaml").arguments
     compilation = json.loads(words["vllm"][words["vllm"].index("--compilation-config") + 1])
     assert compilation == {
-        "cudagraph_mode": "FULL",
         "cudagraph_capture_sizes": [*VLLM_GRAPH_TOKENS],
         "pass_config": {"fuse_allreduce_rms": False},
     }

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from rollout.engines import vllm_extension
 from rollout.engines.vllm_extension import WeightBook
 from rollout.weight_sync.bucket import buckets
 from rollout.weight_sync.digest import digest
@@ -215,6 +216,19 @@ def test_weights_taken_in_place_are_a_load_of_them_on_every_rank(size: int):
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, expected.get_parameter(name)) and parameter.data_ptr() == places[name]
         assert worker.opid_weight_version() == {"version": 3}
+
+
+def test_weights_read_from_the_trainers_memory_are_a_load_of_them(monkeypatch):
+    old, new = whole(torch.bfloat16), {name: tensor + 1 for name, tensor in whole(torch.bfloat16).items()}
+    model, expected = shard_of(old, 1, 2), shard_of(new, 1, 2)
+    worker = worker_of(model)
+    worker.opid_begin_update()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    for bucket in buckets(new.items(), 4096):
+        monkeypatch.setattr(vllm_extension, "open_handle", lambda handles, device, bucket=bucket: bucket.buffer)
+        worker.opid_read(bucket.names, bucket.dtypes, bucket.shapes, ["of this GPU"])
+    worker.opid_end_update(3)
+    assert all(torch.equal(parameter, expected.get_parameter(name)) for name, parameter in model.named_parameters())
 
 
 def test_an_update_in_place_that_lacks_a_weight_or_brings_another_ends_it():
