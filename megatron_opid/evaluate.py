@@ -2,8 +2,9 @@
 
 Plays all games of the split, or `--games` of them spread evenly over it, once each at the validation temperature and
 prints success per task type with its 95% confidence interval; `--watch` plays one game on the terminal instead. Other
-arguments are configuration overrides. The model runs in this process, by transformers on one GPU or the CPU: the
-settings of engine but for `max_batch_sequences` are not used.
+arguments are configuration overrides. The model samples as in training: with `engine.name` vllm or sglang on servers,
+`engine.num_servers` of `engine.tensor_parallel` GPUs each or as many as this machine has room for; with local in this
+process, by transformers on one GPU or the CPU.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +21,22 @@ from pathlib import Path
 from envs.base import Task
 from envs.base import load as load_environment
 from megatron_opid.config import Config, ConfigError, load
+from megatron_opid.engines import engine_faults
 from megatron_opid.launch import EXIT_BAD_INPUT
 from megatron_opid.preflight import evaluation_faults
 from megatron_opid.report.statistics import wilson_interval
+from megatron_opid.servers import visible_gpus
 from megatron_opid.tasks import validation_tasks
 from rollout.trajectory import Trajectory
+
+# Of a run that only plays: its own servers have the GPUs, which no trainer needs.
+PLAYS_ONLY = (
+    "algorithm.name=grpo",
+    "run.num_processes=1",
+    "engine.placement=colocated",
+    "engine.sync=auto",
+    "engine.urls=[]",
+)
 
 
 @dataclass(frozen=True)
@@ -64,11 +77,25 @@ def table(rates: dict[str, SuccessRate]) -> str:
 
 
 def play(config: Config, tasks: Sequence[Task]) -> tuple[Trajectory, ...]:
-    """One episode of each task at the validation temperature, in this process."""
+    """One episode of each task at the validation temperature."""
     from megatron_opid.rollouts import Rollout
 
     with Rollout(config, rank=0, num_ranks=1) as rollout:
+        rollout.load()
         return rollout.validate(tasks)
+
+
+def evaluation_config(overrides: Sequence[str]) -> Config:
+    """The configuration for playing only, with as many servers as this machine's GPUs have room for.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
+    config = load([*overrides, *PLAYS_ONLY])
+    if config.engine.name == "local" or config.engine.cpu_servers:
+        return config
+    room = len(visible_gpus()) // config.engine.tensor_parallel
+    return load([*overrides, *PLAYS_ONLY, f"engine.num_servers={max(1, min(config.engine.num_servers, room))}"])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,20 +106,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--watch", type=int, nargs="?", const=0, metavar="GAME", help="play this game on the terminal")
     parser.add_argument("--json", type=Path, help="also write the rates and every episode's outcome to this file")
     options, overrides = parser.parse_known_args(arguments)
-    try:
-        config = load([*overrides, "algorithm.name=grpo", "run.num_processes=1", "engine.name=local"])
-        split = options.split or config.env.validation_split
-        faults = evaluation_faults(config, split, options.watch)
-        if faults:
-            raise ConfigError(faults)
-    except ConfigError as error:
-        print(f"megatron_opid.evaluate: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    if options.watch is not None:
-        return _watch(config, Task(config.env.name, options.watch, 0, split))
+    with tempfile.TemporaryDirectory(prefix="evaluate_") as directory:  # the servers' logs, not the trained run's
+        try:
+            config = evaluation_config([*overrides, f"run.dir={directory}"])
+            split = options.split or config.env.validation_split
+            faults = [*evaluation_faults(config, split, options.watch), *engine_faults(config, 1)]
+            if faults:
+                raise ConfigError(faults)
+        except ConfigError as error:
+            print(f"megatron_opid.evaluate: {error}", file=sys.stderr)
+            return EXIT_BAD_INPUT
+        if options.watch is not None:
+            return _watch(config, Task(config.env.name, options.watch, 0, split))
+        return _evaluate(config, split, options)
+
+
+def _evaluate(config: Config, split: str, options: argparse.Namespace) -> int:
     num_games = load_environment(config.env.name).num_tasks(split, config.env.package_options)
     tasks = validation_tasks(config.env.name, split, num_games, options.games or num_games)
-    print(f"{len(tasks)} games of {split}, with transformers in this process", file=sys.stderr)
+    engine = config.engine
+    means = "transformers" if engine.name == "local" else f"{engine.num_servers} servers of {engine.name}"
+    print(f"{len(tasks)} games of {split}, by {means}", file=sys.stderr)
     trajectories = play(config, tasks)
     rates = success_rates(trajectories)
     print(f"{config.actor.model} on {split}:\n{table(rates)}")

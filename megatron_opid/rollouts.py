@@ -151,6 +151,12 @@ class Rollout:
         self.metrics, self.analyzer_metrics = collected.metrics, collected.analyzer_metrics
         return collected.trajectories
 
+    def load(self) -> None:
+        """Have servers sample with the weights that lie in `actor.model`: where nobody trains, instead of `push`."""
+        if self._config.engine.name != "local":
+            directory = resolve_model(self._config.actor.model).absolute()
+            self._worker.run(self._engine.update(lambda engine: engine.load_from_disk(directory, 0), 0))
+
     def push(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Give the engine the weights of `version` (the number of training steps done). `settle` before."""
         self._sync.push(named_tensors, version)

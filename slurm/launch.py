@@ -64,7 +64,7 @@ def components(request: Request, config: Config | None, site: Site) -> list[dict
     nodes = {"nodes": request.nodes} if request.job in ("sft", "train", "disaggregated") else {}
     gpus = {}
     if config is not None and request.job in CONFIGURED_JOBS:
-        count = 1 if request.job == "evaluate" else site.gpus_per_node
+        count = 1 if request.job == "evaluate" and config.engine.name == "local" else site.gpus_per_node
         gpus = {"gpus-per-node": "0" if config.actor.device == "cpu" else str(count)}
     first = {name: value for name, value in (site.sbatch_options | options | nodes | gpus).items() if value}
     if request.job != "disaggregated":

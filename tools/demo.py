@@ -195,6 +195,7 @@ def _success_as_trained(demo: Demo, run: Path, temperature: float) -> float:
             f"actor.model={run / 'hf'}",
             *data_override(demo),
             f"rollout.validation_temperature={temperature}",
+            "engine.name=local",  # two models of this size are played before a server has started
             "--games",
             load([f"experiment={demo.environment.experiment}"]).rollout.validation_tasks,
             "--json",

@@ -138,6 +138,13 @@ def test_a_heterogeneous_job_has_two_components(config: Config):
     assert words[-2:] == ["slurm/disaggregated.sbatch", "experiment=x"]
 
 
+def test_an_evaluation_has_the_gpus_of_its_servers_or_one():
+    for engine, count in (("vllm", "8"), ("local", "1")):
+        config = load(["experiment=alfworld_qwen3_1_7b", f"engine.name={engine}"])
+        (options,) = components(Request(job="evaluate"), config, SITE)
+        assert options["gpus-per-node"] == count
+
+
 def test_a_rendered_script_is_complete_and_clean(config: Config, tmp_path: Path):
     request = Request(job="disaggregated", nodes="4", engine_nodes="2", name="mine")
     text = render(request, ["run.dir=a b", "experiment=x"], components(request, config, SITE))

@@ -10,6 +10,7 @@ import pytest
 from megatron_opid import evaluate
 from megatron_opid.actor.samples import TokenSequence
 from megatron_opid.config import load
+from megatron_opid.launch import EXIT_BAD_INPUT
 from megatron_opid.metrics import read_metrics
 from megatron_opid.sft import every_token
 from tests.trainer.conftest import SmallRun, run_module
@@ -56,6 +57,28 @@ def test_evaluation_reports_every_category_with_its_interval(small_run: SmallRun
         low, high = result["rates"]["all"]["interval"]
         assert low <= result["rates"]["all"]["num_won"] / num_games <= high
     assert "valid_unseen" in capsys.readouterr().out
+
+
+def test_servers_play_the_same_games_as_this_process(small_run: SmallRun, cold_start, tmp_path, capsys):
+    overrides = small_run.overrides(tmp_path, actor__model=cold_start / "hf")
+    served = ["engine.name=vllm", "engine.cpu_servers=true", "engine.num_servers=2"]
+    outcomes = []
+    for name, engine in (("local", []), ("served", served)):
+        out = tmp_path / name
+        arguments = ["--split", "valid_unseen", "--games", "4", "--json", str(out)]
+        assert evaluate.main([*overrides, *engine, *arguments]) == 0
+        outcomes.append(json.loads(out.read_text()))
+    assert outcomes[0] == outcomes[1]
+    assert "4 games of valid_unseen, by 2 servers of vllm" in capsys.readouterr().err
+
+
+def test_servers_are_as_many_as_there_is_room_for(small_run: SmallRun, tmp_path, monkeypatch, capsys):
+    overrides = small_run.overrides(tmp_path, engine__name="vllm", engine__num_servers=8, engine__tensor_parallel=2)
+    for names, num_servers in (("0,1,2,3,4", 2), ("0", 1)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+        assert evaluate.evaluation_config(overrides).engine.num_servers == num_servers
+    assert evaluate.main(overrides) == EXIT_BAD_INPUT
+    assert "need 2 GPUs, this machine has 1" in capsys.readouterr().err
 
 
 def test_an_episode_can_be_watched(small_run: SmallRun, cold_start, tmp_path, capsys):
