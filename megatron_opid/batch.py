@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -53,6 +53,22 @@ class Batch:
     trajectory_ids: Tensor
     states: Tensor
 
+    def with_teachers(
+        self, trajectories: Sequence[Trajectory], prompts: Mapping[str, Sequence[TeacherPrompts]]
+    ) -> Batch:
+        """The same samples, of the `trajectories` with their skills, under these prompts as well.
+
+        Args: prompts: trajectory uid -> the prompts of each of its steps; absent: no teacher for that trajectory.
+        """
+        by_uid = {trajectory.uid: trajectory for trajectory in trajectories}
+        learned = tuple(by_uid[trajectory.uid] for trajectory in self.trajectories)
+
+        def taught(sample: Sample) -> Sample:
+            own = prompts.get(learned[sample.trajectory].uid)
+            return sample if own is None else replace(sample, teacher_prompts=own[sample.index])
+
+        return replace(self, trajectories=learned, samples=tuple(map(taught, self.samples)))
+
     def flat(self, name: str) -> Tensor:
         """A per-sample number as float32 [n], or `engine_logprobs` as float32 [T]."""
         if name == "engine_logprobs":
@@ -71,14 +87,8 @@ class Scores:
     teachers: Mapping[str, TeacherLogprobs]
 
 
-def build_batch(
-    trajectories: Sequence[Trajectory],
-    teacher_prompts: Mapping[str, Sequence[TeacherPrompts]],
-    invalid_action_penalty: float,
-) -> Batch:
-    """Pack every step of every trajectory that did not fail.
-
-    Args: teacher_prompts: trajectory uid -> the prompts of each of its steps; absent: no teacher for that trajectory.
+def build_batch(trajectories: Sequence[Trajectory], invalid_action_penalty: float) -> Batch:
+    """Pack every step of every trajectory that did not fail; without teachers.
 
     Raises:
         RuntimeError: every episode of the step failed; the message counts the causes.
@@ -94,7 +104,7 @@ def build_batch(
             prompt_ids=step.prompt_ids,
             response_ids=step.response_ids,
             engine_logprobs=step.response_logprobs,
-            teacher_prompts=teacher_prompts[trajectory.uid][index] if trajectory.uid in teacher_prompts else NO_TEACHER,
+            teacher_prompts=NO_TEACHER,
             score=trajectory.score - invalid_action_penalty * (not step.valid),
             reward=step.reward,
         )

@@ -16,7 +16,7 @@ from megatron_opid.actor.update import PolicyUpdate
 from megatron_opid.algorithm.advantages import TeacherLogprobs
 from megatron_opid.algorithm.losses import LossCoefficients, aggregation_weights
 from megatron_opid.algorithm.old_policy import OldPolicyRules, old_policy_terms
-from megatron_opid.batch import Batch, Sample, Scores, build_batch, outcome_advantages
+from megatron_opid.batch import Batch, Sample, Scores, outcome_advantages
 from megatron_opid.config import AlgorithmConfig, Config
 from megatron_opid.skills.prompting import teacher_prompts
 from megatron_opid.skills.routing import route
@@ -45,8 +45,10 @@ def loss_coefficients(algorithm: AlgorithmConfig) -> LossCoefficients:
     )
 
 
-def prepare(trajectories: Sequence[Trajectory], tokenizer: PreTrainedTokenizerBase, step: int, config: Config) -> Batch:
-    """Route the skills, render the teacher prompts and pack: the batch of training step `step`."""
+def with_skills(
+    batch: Batch, trajectories: Sequence[Trajectory], tokenizer: PreTrainedTokenizerBase, step: int, config: Config
+) -> Batch:
+    """The batch with the skills of its `trajectories` at training step `step`: routed and rendered into prompts."""
     algorithm = config.algorithm
     prompts = {
         trajectory.uid: teacher_prompts(
@@ -60,38 +62,48 @@ def prepare(trajectories: Sequence[Trajectory], tokenizer: PreTrainedTokenizerBa
         for trajectory in trajectories
         if trajectory.skills is not None
     }
-    return build_batch(trajectories, prompts, algorithm.invalid_action_penalty)
+    return batch.with_teachers(trajectories, prompts)
 
 
-def score(actor: Actor, batch: Batch, updates: Sequence[np.ndarray], algorithm: AlgorithmConfig) -> Scores:
-    """Old and reference log-probs of the batch's responses: all that needs no skills.
+def score(
+    actor: Actor, batch: Batch, updates: Sequence[np.ndarray], algorithm: AlgorithmConfig, scored: Scores | None = None
+) -> Scores:
+    """Old, reference and teacher log-probs of the batch's responses in one pass per weight set.
 
     The samples of update k are packed as that update will pack them, so the first update's ratio is exactly 1. Old
-    log-probs are not scored where `algorithm.old_logprob` has them from elsewhere.
+    log-probs are not scored where `algorithm.old_logprob` has them from elsewhere. `scored`: of the same batch before
+    it had skills; then teachers alone are scored, to the same numbers.
     """
+    asked = _plain_requests(batch, updates, algorithm) if scored is None else {}
+    for level in _levels(algorithm):
+        for index, sample in enumerate(batch.samples):
+            prompt = getattr(sample.teacher_prompts, level)
+            if prompt is not None:
+                asked[level, index] = ScoreRequest(_sequence(sample, prompt), algorithm.teacher, batch=len(updates))
+    flat, masks = _scored(actor, asked, batch)
+    weights = {"episode": algorithm.episode_skill_weight, "step": algorithm.step_skill_weight}
+    teachers = {
+        level: TeacherLogprobs(flat[level], masks[level], weights[level])
+        for level in _levels(algorithm)
+        if level in flat
+    }
+    if scored is not None:
+        return replace(scored, teachers=teachers)
+    old = batch.flat("engine_logprobs") if algorithm.old_logprob == "engine" else flat.get("old")
+    return Scores(old, flat.get("reference"), teachers)
+
+
+def _plain_requests(
+    batch: Batch, updates: Sequence[np.ndarray], algorithm: AlgorithmConfig
+) -> dict[tuple[str, int], ScoreRequest]:
+    """Under the prompts that the responses were sampled with: by name and number of the sample."""
     sequences = [_sequence(sample, sample.prompt_ids) for sample in batch.samples]
     asked: dict[tuple[str, int], ScoreRequest] = {}
     for number, part in enumerate(updates if algorithm.old_logprob == "recompute" else ()):
         asked |= {("old", index): ScoreRequest(sequences[index], batch=number) for index in part}
     if algorithm.kl_coefficient > 0:
         asked |= {("reference", i): ScoreRequest(sequence, "reference") for i, sequence in enumerate(sequences)}
-    flat, _ = _scored(actor, asked, batch)
-    old = batch.flat("engine_logprobs") if algorithm.old_logprob == "engine" else flat.get("old")
-    return Scores(old, flat.get("reference"), {})
-
-
-def score_teachers(actor: Actor, batch: Batch, scores: Scores, algorithm: AlgorithmConfig) -> Scores:
-    """`scores` with those under the prompts that have the skills."""
-    asked = {
-        (level, index): ScoreRequest(_sequence(sample, prompt), algorithm.teacher)
-        for level in _levels(algorithm)
-        for index, sample in enumerate(batch.samples)
-        if (prompt := getattr(sample.teacher_prompts, level)) is not None
-    }
-    flat, masks = _scored(actor, asked, batch)
-    weights = {"episode": algorithm.episode_skill_weight, "step": algorithm.step_skill_weight}
-    teachers = {level: TeacherLogprobs(flat[level], masks[level], weights[level]) for level in flat}
-    return replace(scores, teachers=teachers)
+    return asked
 
 
 @dataclass(frozen=True)

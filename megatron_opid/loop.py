@@ -10,9 +10,9 @@ import torch.distributed as dist
 
 from envs.base import load as load_environment
 from megatron_opid.actor.actor import Actor
-from megatron_opid.batch import split_updates
+from megatron_opid.batch import Batch, build_batch, split_updates
 from megatron_opid.config import Config
-from megatron_opid.learning import learn, needs_reference, prepare, score, score_teachers
+from megatron_opid.learning import Learned, learn, needs_reference, score, with_skills
 from megatron_opid.metrics import BEFORE_TRAINING
 from megatron_opid.report.tokens import token_scores
 from megatron_opid.rollouts import Rollout
@@ -44,23 +44,20 @@ def train(config: Config) -> int:
                 if config.rollout.one_step_off and step + 1 < config.run.num_steps:
                     rollout.start(tasks.draw(step + 1), step + 1)
             with run.timer("score"):
-                batch = prepare(trajectories, rollout.tokenizer, step, config)
+                batch = build_batch(trajectories, config.algorithm.invalid_action_penalty)
                 updates = split_updates(len(batch.samples), config.actor.updates_per_step, config.run.seed, step)
-                scores = score(actor, batch, updates, config.algorithm)
+                scores = score(actor, batch, updates, config.algorithm) if rollout.annotates_later else None
             with run.timer("analyzer"):
                 trajectories = rollout.annotate(trajectories)
                 metrics = {"rollout": rollout.metrics, "analyzer": rollout.analyzer_metrics}
                 if config.skills.shuffle:
                     trajectories = shuffle_skills(trajectories, config.run.seed + step)
             with run.timer("score"):
-                batch = prepare(trajectories, rollout.tokenizer, step, config)
-                scores = score_teachers(actor, batch, scores, config.algorithm)
+                batch = with_skills(batch, trajectories, rollout.tokenizer, step, config)
+                scores = score(actor, batch, updates, config.algorithm, scores)
             with run.timer("update"):
                 learned = learn(actor, batch, scores, updates, config.algorithm)
-                metrics["actor"] = learned.statistics
-            metrics["teacher"] = teacher_statistics(batch, learned.scores)
-            metrics["mismatch"] = mismatch_statistics(batch, learned.trainer_logprobs, step)
-            refuse_mismatch(metrics["mismatch"], config.algorithm.max_mismatch_k3)
+            metrics |= _statistics(batch, learned, step, config)
             with run.timer("rollout"):
                 rollout.settle()
             with run.timer("weight_sync"):
@@ -74,6 +71,16 @@ def train(config: Config) -> int:
                 run.keep(step, trajectories, token_scores(batch, learned.scores, learned.advantages, rollout.tokenizer))
         run.finish(rollout.tokenizer)
     return run.exit_code
+
+
+def _statistics(batch: Batch, learned: Learned, step: int, config: Config) -> dict[str, dict[str, float]]:
+    mismatch = mismatch_statistics(batch, learned.trainer_logprobs, step)
+    refuse_mismatch(mismatch, config.algorithm.max_mismatch_k3)
+    return {
+        "actor": learned.statistics,
+        "teacher": teacher_statistics(batch, learned.scores),
+        "mismatch": mismatch,
+    }
 
 
 def _watchdog(config: Config, rollout: Rollout) -> Watchdog:

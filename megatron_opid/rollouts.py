@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from envs.base import Task
 from envs.base import load as load_environment
 from megatron_opid.actor.parallel import resolve_device
+from megatron_opid.analyses import Analyses, outlast_collection
 from megatron_opid.collected import Annotations, Collected, join_annotations, join_shares
 from megatron_opid.config import Config, resolve_model
 from megatron_opid.engines import make_pool, make_sync
@@ -30,19 +31,15 @@ from rollout.engines.base import Engine
 from rollout.engines.launch import Launcher
 from rollout.engines.local import LocalEngine
 from rollout.trajectory import HindsightSkills, Trajectory, with_skills
-from rollout.worker import Played, RolloutWorker
-
-T = TypeVar("T")
+from rollout.worker import RolloutWorker
 
 
 class Rollout:
     """Engine, environments and analyzer of one rank. Use as a context manager.
 
     `metrics` and `analyzer_metrics` describe the last collection over all ranks. Episodes of a later step may be played
-    in the background (`start`) while this thread trains; every collective is this thread's.
-
-    `annotates_later`: `collect` returns before the analyzer has answered, and `annotate` waits for it. So with an
-    analyzer that is slow and does not need the engine, which may sleep by then; episodes played ahead have their time.
+    in the background (`start`) while this thread trains; every collective is this thread's. `annotates_later`: what
+    `collect` returns has no skills before `annotate`.
     """
 
     def __init__(self, config: Config, *, rank: int, num_ranks: int) -> None:
@@ -53,7 +50,8 @@ class Rollout:
         self._config = config
         self._rank, self._num_ranks = rank, num_ranks
         self._gives_memory_back = config.engine.name != "local" and config.engine.placement == "colocated"
-        self.annotates_later = _annotates_later(config)
+        self.annotates_later = outlast_collection(config)
+        self._analyses: Analyses | None = None  # of the last collection, until `annotate`
         self._launcher: Launcher | None = None
         place = Place.of(rank, num_ranks)
         self._engine = self._make_engine(directory, place)
@@ -74,7 +72,6 @@ class Rollout:
         self._sync = make_sync(config, self._engine, self._worker.run, place, all_gather_text)
         self._started: tuple[int, int, Future[list[Trajectory]]] | None = None  # step, number of tasks, episodes
         self._ahead: Collected | None = None  # what was started, once it is there
-        self._annotating: Played | None = None  # what was collected, until `annotate`
 
     def collect(self, tasks: Sequence[Task], step: int) -> tuple[Trajectory, ...]:
         """The training episodes of `step`, in order of tasks, then members of the group; with their skills unless it
@@ -85,11 +82,7 @@ class Rollout:
         self.finish()
         collected, self._ahead = self._ahead, None
         if collected is None:
-            if self.annotates_later:
-                self._annotating = self._worker.run(self._training_episodes(self._worker.play, tasks, step))
-                played = self._annotating.trajectories
-            else:
-                played = self._worker.run(self._training_episodes(self._worker.collect, tasks, step))
+            played = self._worker.run(self._training_episodes(tasks, step))
             collected = self._gather(played, step, len(tasks), self._config.rollout.group_size)
             self._refuse_missing_skills(collected.analyzer_metrics)
         if collected.step != step:
@@ -101,14 +94,13 @@ class Rollout:
         return collected.trajectories
 
     def annotate(self, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
-        """What `collect` returned, with the skills; waits for the analyzer."""
-        if self._annotating is None:
+        """What `collect` returned, skills attached; waits for the analyses, if any go on."""
+        if self._analyses is None:
             return tuple(trajectories)
-        played, self._annotating = self._annotating, None
         started_s = time.perf_counter()
-        annotated = self._worker.run(played.annotated())
+        skills = self._worker.run(self._analyses.finish())
+        self._analyses = None
         waited = {"annotator_exposed_s": time.perf_counter() - started_s}
-        skills = {trajectory.uid: trajectory.skills for trajectory in annotated if trajectory.skills is not None}
         share = Annotations(waited, self._analyzer.counters(), skills).to_json()
         joined = join_annotations(list(map(Annotations.from_json, all_gather_text(share))))
         self.metrics, self.analyzer_metrics = {**self.metrics, **joined.metrics}, joined.analyzer_metrics
@@ -117,11 +109,7 @@ class Rollout:
 
     def start(self, tasks: Sequence[Task], step: int) -> None:
         """Begin to play the training episodes of `step` in the background, under the weights of now."""
-        self._started = (
-            step,
-            len(tasks),
-            self._worker.loop.start(self._training_episodes(self._worker.collect, tasks, step)),
-        )
+        self._started = step, len(tasks), self._worker.loop.start(self._training_episodes(tasks, step))
 
     def finish(self) -> None:
         """Wait for the episodes that were started, if any."""
@@ -177,7 +165,12 @@ class Rollout:
 
     def waiting(self) -> list[str]:
         """What episodes wait for at the moment, a line each; callable from any thread."""
-        return [*self._engine.waiting(), *self._worker.environments.waiting()]
+        analyses = self._analyses
+        return [
+            *self._engine.waiting(),
+            *self._worker.environments.waiting(),
+            *([] if analyses is None else analyses.waiting()),
+        ]
 
     def close(self) -> None:
         """Stop environments, analyzer, engine, and the servers that this rank has started."""
@@ -189,7 +182,9 @@ class Rollout:
             self._worker.loop.cancel()
             stack.callback(self._sync.close)
             if self._analyzer is not None:
-                self._worker.run(self._analyzer.close())
+                stack.callback(lambda: self._worker.run(self._analyzer.close()))
+            if self._analyses is not None:
+                self._worker.run(self._analyses.cancel())
 
     def __enter__(self) -> Rollout:
         return self
@@ -200,28 +195,30 @@ class Rollout:
     def _mine(self, tasks: Sequence[Task]) -> Sequence[Task]:
         return tasks[self._rank :: self._num_ranks]
 
-    def _training_episodes(
-        self, way: Callable[..., Coroutine[Any, Any, T]], tasks: Sequence[Task], step: int
-    ) -> Coroutine[Any, Any, T]:
-        """This rank's training episodes of `step`, by `collect` or `play` of the worker."""
+    def _training_episodes(self, tasks: Sequence[Task], step: int) -> Coroutine[Any, Any, list[Trajectory]]:
+        """This rank's training episodes of `step`; with their skills unless it `annotates_later`."""
 
         async def annotate(trajectory: Trajectory) -> HindsightSkills | None:
             if not is_scheduled(trajectory, step, self._config.skills):
                 return None
             return await self._analyzer.analyze(trajectory)
 
+        annotator = annotate if self._analyzer is not None else None
+        if self.annotates_later:
+            self._analyses = Analyses(annotate)
+            annotator = self._analyses.begin
         rollout = self._config.rollout
-        return way(
+        return self._worker.collect(
             self._mine(tasks),
             rollout.group_size,
             self._settings(rollout.temperature),
             training_step=step,
-            annotator=annotate if self._analyzer is not None else None,
+            annotator=annotator,
         )
 
     def _gather(self, played: Sequence[Trajectory], step: int, num_tasks: int, group_size: int) -> Collected:
         """This rank's episodes and those of the others."""
-        counts = self._analyzer is not None and self._annotating is None
+        counts = self._analyzer is not None and not self.annotates_later
         analyzer = self._analyzer.counters() if counts else {}
         share = Collected(step, self._worker.metrics, analyzer, tuple(played)).to_json()
         shares = map(Collected.from_json, all_gather_text(share))
@@ -280,11 +277,6 @@ class Rollout:
             stop_token_ids=(self.tokenizer.eos_token_id,),
             vocab_size=self._vocab_size,
         )
-
-
-def _annotates_later(config: Config) -> bool:
-    has_endpoint = config.algorithm.name == "opid" and config.skills.analyzer == "openai"
-    return has_endpoint and not config.rollout.one_step_off
 
 
 async def _use(device: torch.device) -> None:

@@ -13,9 +13,10 @@ from rollout.trajectory import Trajectory
 
 @dataclass
 class Tally:
-    """Events of one collection while it runs; `started_s` is `time.perf_counter`'s."""
+    """Events of one collection while it runs; times are `time.perf_counter` seconds."""
 
     started_s: float = field(default_factory=time.perf_counter)
+    last_episode_end_s: float = field(default_factory=time.perf_counter)
     num_failures: Counter[str] = field(default_factory=Counter)  # by cause; replayed attempts count as well
     num_replays: int = 0
 

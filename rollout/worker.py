@@ -7,9 +7,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import starmap
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -31,18 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Annotator = Callable[[Trajectory], Awaitable[HindsightSkills | None]]
-
-
-@dataclass(frozen=True)
-class Played:
-    """Episodes that have ended, in order of tasks, then members; their annotations go on."""
-
-    trajectories: list[Trajectory]
-    annotations: list[asyncio.Task[Trajectory]]
-
-    async def annotated(self) -> list[Trajectory]:
-        """The same episodes with what the annotator says of them; its first error is raised as it is."""
-        return await _gather(self.annotations)
 
 
 class RolloutWorker:
@@ -114,27 +100,7 @@ class RolloutWorker:
         annotator: Annotator | None = None,
         label: str = "rollout",
     ) -> list[Trajectory]:
-        """What `play` does, and all annotations; `metrics` has the seconds that they were waited for."""
-        played = await self.play(
-            tasks, group_size, settings, training_step=training_step, annotator=annotator, label=label
-        )
-        ended_s = time.perf_counter()
-        trajectories = await played.annotated()
-        if annotator is not None:
-            self.metrics["annotator_exposed_s"] = time.perf_counter() - ended_s
-        return trajectories
-
-    async def play(
-        self,
-        tasks: Sequence[Task],
-        group_size: int,
-        settings: EpisodeSettings,
-        *,
-        training_step: int,
-        annotator: Annotator | None = None,
-        label: str = "rollout",
-    ) -> Played:
-        """Play `group_size` episodes of every task, and begin to annotate each that has ended.
+        """Play `group_size` episodes of every task; trajectories in order of tasks, then members.
 
         A failed episode is played once more in a fresh environment; one that fails twice is returned with `failure` set
         and is not annotated. `metrics` describes the collection afterwards. `training_step` enters the seeds; `label`
@@ -143,8 +109,8 @@ class RolloutWorker:
         Raises:
             ValueError: a task is given twice, which would make its groups one.
             TokenMismatch: a sample is not what the engine saw and sampled.
-            Exception: of `Played.annotated`, whatever the annotator raised, with a note that names the episode.
-                Failures that an annotator expects, of a remote service for example, are its own to turn into None.
+            Exception: whatever the annotator raised, with a note that names the episode. Failures that an annotator
+                expects, of a remote service for example, are its own to turn into None.
         """
         if len(set(tasks)) < len(tasks):
             raise ValueError("a task is given twice in one collection; raise group_size for more episodes of a task")
@@ -152,29 +118,24 @@ class RolloutWorker:
         num_restarts_before = self.environments.num_restarts
         busy_before_s = self._engine.busy_s
         slots = asyncio.Semaphore(self._max_concurrent_episodes)
-        annotations: dict[tuple[Task, int], asyncio.Task[Trajectory]] = {}
         with _Progress(label, len(tasks) * group_size, self._progress) as progress:
 
             async def play(task: Task, member: int) -> Trajectory:
                 group = f"{training_step}/{task.split}/{task.index}.{task.seed}"
                 async with slots:
                     trajectory = await self._play_twice(task, member, group, settings, training_step, tally)
+                tally.last_episode_end_s = time.perf_counter()
                 progress.add(trajectory)
-                annotations[task, member] = asyncio.create_task(_annotate(trajectory, annotator))
-                return trajectory
+                return await _annotate(trajectory, annotator)
 
-            places = [(task, member) for task in tasks for member in range(group_size)]
-            try:
-                trajectories = await _gather(starmap(play, places))
-            except BaseException:
-                for annotation in annotations.values():
-                    annotation.cancel()
-                raise
+            trajectories = await _gather(play(task, member) for task in tasks for member in range(group_size))
         self.metrics = summarize(trajectories)
         self.metrics |= cost(tally, self.metrics["response_tokens"], self._engine.busy_s - busy_before_s)
         self.metrics |= {f"engine/{name}": value for name, value in (await self._engine.counters()).items()}
+        if annotator is not None:
+            self.metrics["annotator_exposed_s"] = time.perf_counter() - tally.last_episode_end_s
         self.metrics["num_environment_restarts"] = self.environments.num_restarts - num_restarts_before
-        return Played(trajectories, [annotations[place] for place in places])
+        return trajectories
 
     async def _close_environments(self) -> None:
         self.environments.close()  # on the loop that reads what they answer
@@ -229,16 +190,14 @@ async def _annotate(trajectory: Trajectory, annotator: Annotator | None) -> Traj
         raise
 
 
-async def _gather(awaitables: Iterable[Awaitable[Trajectory]]) -> list[Trajectory]:
+async def _gather(coroutines: Iterator[Coroutine[Any, Any, Trajectory]]) -> list[Trajectory]:
     """All results in order; the first error cancels the rest and is raised as it is."""
-    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def _environments(

@@ -26,7 +26,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -55,10 +55,10 @@ from rollout.trajectory import Trajectory
 from rollout.worker import RolloutWorker
 from tools import make_alfworld_games, make_tiny_model
 from tools.faulty_server import faulty_command
+from tools.slow_endpoint import MODEL, slow_endpoint
 
 NUM_WARM_UP_STEPS = 3
 CLIENTS = {"vllm": VllmEngine, "sglang": SglangEngine}
-SKILLS = '{"summary": "s", "episode_skill": "open it .", "step_skills": [{"step": 1, "skill": "turn left ."}]}'
 
 
 class LockStep:
@@ -116,36 +116,16 @@ def server_counters(urls: Sequence[str]) -> dict[str, float]:
 
 
 @asynccontextmanager
-async def slow_analyzer(latency_s: float):
-    """An OpenAI-compatible endpoint on loopback that takes `latency_s`, and the project's analyzer on it."""
-
-    message = {"role": "assistant", "content": SKILLS}
-    choice = {"index": 0, "finish_reason": "stop", "message": message}
-    completion = {"id": "c", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-    body = json.dumps(completion).encode()
-    head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def slow_analyzer(latency_s: float) -> AsyncIterator[ChatAnalyzer]:
+    """The project's analyzer on an endpoint that takes `latency_s`."""
+    async with slow_endpoint(latency_s) as url:
+        endpoint = Endpoint(url, MODEL, "none")
+        model = EndpointModel(endpoint, concurrency=128, timeout_s=120, max_completion_tokens=64)
+        analyzer = ChatAnalyzer(model, 5, 1.0)
         try:
-            while lines := (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n"):
-                (size,) = (int(line[15:]) for line in lines if line.startswith(b"content-length:"))
-                await reader.readexactly(size)
-                await asyncio.sleep(latency_s)
-                writer.write(head.encode() + body)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionResetError):
-            writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", "m", "none")
-    model = EndpointModel(endpoint, concurrency=128, timeout_s=120, max_completion_tokens=64)
-    analyzer = ChatAnalyzer(model, 5, 1.0)
-    try:
-        yield analyzer
-    finally:
-        await analyzer.close()
-        server.close()
+            yield analyzer
+        finally:
+            await analyzer.close()
 
 
 def ceiling_over_lock_step(trajectories: Sequence[Trajectory]) -> float:

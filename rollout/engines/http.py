@@ -146,6 +146,18 @@ class HttpEngine(ABC):
         """Replace the weights by those of a Hugging Face directory that the server can read; wakes a sleeping one."""
 
     @abstractmethod
+    async def begin_update(self) -> None:
+        """Pause, forget the version, and wake the memory of the weights: what comes before new weights."""
+
+    @abstractmethod
+    async def end_update(self, version: int) -> None:
+        """What comes after new weights: they are called `version`, and requests are served again."""
+
+    @abstractmethod
+    async def post_update(self, route: str, body: dict[str, Any] | None = None) -> None:
+        """One call of the server's own weight transfer protocol (rollout/weight_sync/update.py)."""
+
+    @abstractmethod
     async def held_version(self) -> int | None:
         """The version of the weights in the server, by its own account; None if nobody has synced it."""
 

@@ -57,7 +57,6 @@ class SglangEngine(HttpEngine):
         await self.end_update(version)
 
     async def begin_update(self) -> None:
-        """Pause, forget the version, and wake the memory of the weights: what comes before new weights."""
         if self.is_asleep:
             await self._memory("resume", ["weights"])
         else:
@@ -65,7 +64,6 @@ class SglangEngine(HttpEngine):
         await self._set_version(UNSYNCED)
 
     async def end_update(self, version: int) -> None:
-        """What comes after new weights: they are called `version`, and requests are served again."""
         if self.is_asleep:
             await self._memory("resume", ["kv_cache"])
             self.is_asleep = False
@@ -74,7 +72,6 @@ class SglangEngine(HttpEngine):
         await self.resume()
 
     async def post_update(self, route: str, body: dict[str, Any] | None = None) -> None:
-        """One call of the weight transfer protocol (rollout/weight_sync/nccl.py, ipc.py)."""
         answer = await self._control_json("POST", route, json=body or {}, timeout_s=self.load_timeout_s)
         if not answer["success"]:
             raise EngineFault("refused", f"{self.url} did not take the weights: {answer['message']}")

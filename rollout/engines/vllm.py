@@ -50,10 +50,9 @@ class VllmEngine(HttpEngine):
     async def load_from_disk(self, directory: Path, version: int) -> None:
         await self.begin_update()
         await self._rpc("reload_weights", kwargs={"weights_path": str(directory)}, timeout_s=self.load_timeout_s)
-        await self.end_update(version)
+        await self._end_update(version, in_place=False)
 
     async def begin_update(self) -> None:
-        """Pause, forget the version, and wake the memory of the weights: what comes before new weights."""
         if self.is_asleep:
             await self._wake("weights")
         else:
@@ -61,8 +60,10 @@ class VllmEngine(HttpEngine):
         self.loads_in_place = all(state["in_place"] for state in await self._rpc("opid_begin_update"))
 
     async def end_update(self, version: int) -> None:
-        """What comes after new weights: they are called `version`, and requests are served again."""
-        await self._rpc("opid_end_update", kwargs={"version": version})
+        await self._end_update(version, in_place=self.loads_in_place)
+
+    async def _end_update(self, version: int, *, in_place: bool) -> None:
+        await self._rpc("opid_end_update", kwargs={"version": version, "in_place": in_place})
         if self.is_asleep:
             await self._wake("kv_cache")
             self.is_asleep = False
@@ -70,11 +71,10 @@ class VllmEngine(HttpEngine):
             await self.resume()
 
     async def post_update(self, route: str, body: dict[str, Any] | None = None) -> None:
-        """One call of the weight transfer protocol (rollout/weight_sync/nccl.py, ipc.py)."""
         await self._control_json("POST", route, json=body, timeout_s=self.load_timeout_s)
 
     async def call_workers(self, method: str, **arguments: Any) -> None:
-        """One call of our extension's part of a weight transfer (rollout/weight_sync/nccl.py, ipc.py)."""
+        """One call of our extension's part of a weight transfer (rollout/weight_sync/update.py)."""
         await self._rpc(method, kwargs=arguments, timeout_s=self.load_timeout_s)
 
     async def held_version(self) -> int | None:

@@ -41,7 +41,8 @@ class Group(Protocol):
     """Rank 0 of the group, made on the GPU that is current in the thread."""
 
     def broadcast(self, data: Tensor) -> None:
-        """Send a tensor to every other rank, from its GPU or from host memory; returns when it is sent."""
+        """Send a tensor to every other rank; returns when it is sent. In host memory it may lie where the group
+        streams (stream.py)."""
         ...
 
     def close(self) -> None:
@@ -100,7 +101,7 @@ class SglangGroup:
 
     def broadcast(self, data: Tensor) -> None:
         with torch.cuda.stream(self._stream):  # not on the stream that gathers the next bucket
-            distributed.broadcast(data.cuda(), src=0, group=self._group)
+            distributed.broadcast(data, src=0, group=self._group)
         self._stream.synchronize()
 
     def close(self) -> None:

@@ -142,7 +142,7 @@ class IpcSync(ServerSync):
 
 async def _begin(engine: HttpEngine) -> None:
     await engine.begin_update()
-    await update.begin(engine, forms_no_group=True)
+    await update.begin_without_group(engine)
 
 
 async def _end(engine: HttpEngine, version: int) -> None:

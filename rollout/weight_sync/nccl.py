@@ -105,10 +105,7 @@ class NcclSync(ServerSync):
             await asyncio.gather(*(engine.begin_update() for engine in engines))
             await self._join(engines, held == expected and None not in held)
             await asyncio.gather(*map(update.begin, engines))
-            if all(engine.loads_in_place for engine in engines):
-                await self._stream(engines, waiting)
-            else:
-                await self._request_each(engines, waiting)
+            await (self._stream if _load_in_place(engines) else self._request_each)(engines, waiting)
             await asyncio.gather(*map(update.finish, engines))
             await asyncio.gather(*(engine.end_update(version) for engine in engines))
         except (RuntimeError, ExceptionGroup) as error:  # torch's of a group, and EngineError, are RuntimeErrors
@@ -207,6 +204,15 @@ def _hand_over(waiting: queue.Queue[Bucket | End], bucket: Bucket | End, sending
             return
         except queue.Full:
             continue
+
+
+def _load_in_place(engines: Sequence[HttpEngine]) -> bool:
+    """Raises: EngineError where one does and another does not."""
+    in_place = {engine.url: engine.loads_in_place for engine in engines}
+    if len(set(in_place.values())) > 1:
+        names = ", ".join(url for url, loads in in_place.items() if not loads)
+        raise EngineError(f"{names} cannot take weights in place as the others do: have all serve the model alike")
+    return all(in_place.values())
 
 
 def _cause(error: RuntimeError | ExceptionGroup) -> BaseException:

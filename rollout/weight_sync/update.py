@@ -11,12 +11,17 @@ from rollout.weight_sync.groups import Rendezvous
 from rollout.weight_sync.handles import vllm_payload
 
 
-async def begin(engine: HttpEngine, *, forms_no_group: bool = False) -> None:
-    """What comes before the first bucket, after `engine.begin_update`; `forms_no_group`: nothing was joined before."""
-    if engine.dialect == "vllm" and not engine.loads_in_place:
-        if forms_no_group:
-            await engine.post_update("/init_weight_transfer_engine", {"init_info": {}})
+async def begin(engine: HttpEngine) -> None:
+    """What comes before the first bucket, after `engine.begin_update`, and joining a group where there is one."""
+    if _is_own_update(engine):
         await engine.post_update("/start_weight_update", {})
+
+
+async def begin_without_group(engine: HttpEngine) -> None:
+    """The same where nothing is joined: vLLM wants to be told."""
+    if _is_own_update(engine):
+        await engine.post_update("/init_weight_transfer_engine", {"init_info": {}})
+    await begin(engine)
 
 
 async def receive_stream(engine: HttpEngine) -> None:
@@ -52,5 +57,10 @@ async def read(engine: HttpEngine, bucket: Bucket, handles: Sequence[str]) -> No
 
 async def finish(engine: HttpEngine) -> None:
     """What comes after the last bucket, before `engine.end_update`."""
-    if engine.dialect == "vllm" and not engine.loads_in_place:
+    if _is_own_update(engine):
         await engine.post_update("/finish_weight_update", {})
+
+
+def _is_own_update(engine: HttpEngine) -> bool:
+    """Whether it is vLLM's own, which has a beginning and an end."""
+    return engine.dialect == "vllm" and not engine.loads_in_place

@@ -16,7 +16,7 @@ from megatron_opid.algorithm.advantages import TeacherLogprobs
 from megatron_opid.algorithm.old_policy import OldPolicyRules, old_policy_terms
 from megatron_opid.batch import Batch, Sample
 from megatron_opid.config import AlgorithmConfig
-from megatron_opid.learning import learn, score, score_teachers
+from megatron_opid.learning import learn, score
 from megatron_opid.skills.prompting import TeacherPrompts
 from tests.actor.tiny_actors import COEFFICIENTS, actor_of, score_policy
 from tests.actor.tiny_models import make_sequences
@@ -118,7 +118,7 @@ def learn_once(models: Path, algorithm: AlgorithmConfig, engine_logprobs: np.nda
     with actor_of(models, "qwen3_tied") as actor:
         batch = make_batch(engine_logprobs)
         updates = [np.arange(len(batch.samples))]
-        scores = score_teachers(actor, batch, score(actor, batch, updates, algorithm), algorithm)
+        scores = score(actor, batch, updates, algorithm)
         learned = learn(actor, batch, scores, updates, algorithm)
         return {
             "scored_before": scores.old is not None,

@@ -111,6 +111,14 @@ def test_analyses_wait_for_a_small_endpoint():
     assert simulate_step(replace(cluster, analyzer_concurrency=64), COSTS).analyzer_s == pytest.approx(20.0)
 
 
+@pytest.mark.parametrize(("plain_score_s", "analyzer_s"), [(5.0, 15.0), (25.0, 0.0)])
+def test_what_needs_no_skills_is_scored_while_the_analyzer_works(plain_score_s: float, analyzer_s: float):
+    cluster, costs = replace(CLUSTER, analyzer_concurrency=64), replace(COSTS, plain_score_s=plain_score_s)
+    time, waited = simulate_step(cluster, costs), simulate_step(cluster, COSTS)
+    assert time.analyzer_s == pytest.approx(analyzer_s)
+    assert waited.total_s - time.total_s == pytest.approx(20.0 - analyzer_s)
+
+
 def test_disk_sync_grows_with_engines_and_nccl_does_not():
     few, many = replace(CLUSTER, sync="disk", num_engines=4), replace(CLUSTER, sync="disk", num_engines=100)
     assert sync_s(few, COSTS) == 8.0 + 8.0

@@ -30,18 +30,19 @@ def test_a_failed_episode_changes_nothing_for_the_others():
     """Its finished steps, a high score and prompts of a teacher are there, and are not used."""
     failed = replace(episode("f", 10.0, 4), failure="engine: it died")
     prompts = {"f": tuple(TeacherPrompts(episode=(9, 9)) for _ in failed.steps)}
-    clean = build_batch(EPISODES, {}, PENALTY)
-    batch = build_batch((EPISODES[0], failed, *EPISODES[1:]), prompts, PENALTY)
+    clean = build_batch(EPISODES, PENALTY)
+    played = (EPISODES[0], failed, *EPISODES[1:])
+    batch = build_batch(played, PENALTY).with_teachers(played, prompts)
     assert [t.uid for t in batch.trajectories] == ["a", "b", "c"] and batch.samples == clean.samples
     algorithm = AlgorithmConfig(name="gigpo", state_weight=1.0)
     assert torch.equal(outcome_advantages(batch, algorithm), outcome_advantages(clean, algorithm))
 
 
 def test_an_episode_without_a_step_has_nothing_to_learn():
-    assert len(build_batch((*EPISODES, episode("e", 0.0, 0)), {}, PENALTY).trajectories) == 3
+    assert len(build_batch((*EPISODES, episode("e", 0.0, 0)), PENALTY).trajectories) == 3
 
 
 def test_a_step_of_failures_only_stops_the_run_with_their_causes():
     failed = [replace(e, failure=f"environment: fault {i % 2}") for i, e in enumerate(EPISODES)]
     with pytest.raises(RuntimeError, match="all 3 episodes failed.*environment: fault 0; environment: fault 1"):
-        build_batch(failed, {}, PENALTY)
+        build_batch(failed, PENALTY)

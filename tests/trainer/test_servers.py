@@ -9,17 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from envs.base import Task
-from megatron_opid.config import load
 from megatron_opid.metrics import read_metrics
-from megatron_opid.rollouts import Rollout
 from rollout.engines.commands import ServerSettings
 from rollout.engines.launch import Launcher
 from tests.skills.endpoint_server import Answer, serve
@@ -64,31 +59,6 @@ def test_a_run_leaves_no_server_and_one_version_of_the_weights(small_run: SmallR
     ours = [p for p in psutil.process_iter(["cmdline"]) if "rollout.engines.server" in (p.info["cmdline"] or ())]
     assert not [p for p in ours if str(small_run.model) in p.info["cmdline"]]
     assert json.loads((on_server / "watch" / "rank_0.json").read_text())["phase"].startswith("after")
-
-
-def test_the_trainer_scores_while_the_analyzer_works(small_run: SmallRun, tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("OPENAI_MODEL", "m")
-    monkeypatch.setenv("OPENAI_API_KEY", "none")
-    may_answer = threading.Event()
-
-    def script(number: int, request: dict) -> Answer:
-        assert may_answer.wait(60)
-        return Answer()
-
-    with serve(script, ["m"]) as endpoint:
-        monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
-        config = load(small_run.overrides(tmp_path, skills__analyzer="openai", env__max_steps=2))
-        with Rollout(config, rank=0, num_ranks=1) as rollout:
-            tasks = [Task("alfworld", index, 0, "train") for index in range(2)]
-            collected = rollout.collect(tasks, 0)
-            assert all(trajectory.skills is None for trajectory in collected) and not rollout.analyzer_metrics
-            may_answer.set()
-            annotated = rollout.annotate(collected)
-            assert rollout.analyzer_metrics["analyses"] == len(annotated) == len(collected)
-            assert all(trajectory.skills.episode for trajectory in annotated)
-            assert [replace(trajectory, skills=None) for trajectory in annotated] == list(collected)
-            assert rollout.metrics["annotator_exposed_s"] > 0
-            assert rollout.annotate(annotated) == annotated  # nothing more to wait for
 
 
 @pytest.mark.slow

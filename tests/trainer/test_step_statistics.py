@@ -18,7 +18,7 @@ ENGINE = (-1.0, -2.0, -0.5)
 def batch_of(versions: tuple[int, ...]) -> Batch:
     """One episode, a step of three tokens for each weight version."""
     steps = tuple(Step("", (), (1,), (2, 3, 4), ENGINE, "", "", True, 0.0, version) for version in versions)
-    return build_batch([Trajectory(Task("e", 0, 0, "train"), "u", "g", "", "", steps, True, 1.0)], {}, 0.0)
+    return build_batch([Trajectory(Task("e", 0, 0, "train"), "u", "g", "", "", steps, True, 1.0)], 0.0)
 
 
 def test_groups_by_staleness_and_position():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_opid.actor.layout import layout_faults
+from megatron_opid.analyses import outlast_collection
 from megatron_opid.config import Config, ConfigError, value_faults
 from tools.plan.constants import Gpu, constant
 from tools.plan.layout import Layout
@@ -36,9 +37,14 @@ class Plan:
 
     @property
     def plain_score_s(self) -> float:
-        """Of the old and the reference log-probs, which need no skills."""
-        seconds = self.score.seconds / self.workload.policy_contexts
-        if self.config.algorithm.kl_coefficient > 0:
+        """Of the old and the reference log-probs, which need no skills, where they are scored while they are waited
+        for."""
+        algorithm, seconds = self.config.algorithm, 0.0
+        if not outlast_collection(self.config):
+            return seconds
+        if algorithm.old_logprob == "recompute":
+            seconds += self.score.seconds / self.workload.policy_contexts
+        if algorithm.kl_coefficient > 0:
             seconds += self.reference.seconds / self.workload.reference_contexts
         return seconds
 

@@ -32,11 +32,6 @@ class Transfer:
         group, self._group = self._group, None
         return group is not None
 
-    @property
-    def has_received(self) -> bool:
-        """Whether there is something to load."""
-        return bool(self._received)
-
     def start(self) -> None:
         """Forget what an update that never ended has left."""
         self._received = {}

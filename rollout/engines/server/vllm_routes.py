@@ -209,7 +209,7 @@ class _Routes:
                     return _error(str(error), "InternalServerError", 500)
                 result = None
             case "opid_end_update":
-                if self._transfer.has_received and (error := await self._load_received()):
+                if arguments["in_place"] and (error := await self._load_received()):
                     return _error(error, "InternalServerError", 500)
                 self._host.version_label = arguments["version"]
                 result = None

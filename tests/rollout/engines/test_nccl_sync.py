@@ -92,18 +92,28 @@ def test_pushes_reach_every_server_in_buckets_of_any_size(farm: Farm, dialect: s
         assert loop.answers() == [greedy(0)] * len(farm.urls(dialect))
 
 
+def as_a_mixture(engine: VllmEngine) -> Callable[[], Awaitable[None]]:
+    begin_update = engine.begin_update
+
+    async def begin() -> None:
+        await begin_update()
+        assert engine.loads_in_place
+        engine.loads_in_place = False
+
+    return begin
+
+
+def test_servers_that_take_weights_in_different_ways_are_refused(farm: Farm):
+    with Loop(farm, "vllm") as loop:
+        first, _ = loop.pool.engines
+        first.begin_update = as_a_mixture(first)
+        with pytest.raises(EngineError, match=f"{first.url} cannot take weights in place as the others do"):
+            loop.sync.push(weights(1), 1)
+    restart(farm, "vllm")
+
+
 def test_weights_that_are_not_taken_in_place_go_through_vllms_own_update(farm: Farm):
     """A mixture's experts, for one."""
-
-    def as_a_mixture(engine: VllmEngine) -> Callable[[], Awaitable[None]]:
-        begin_update = engine.begin_update
-
-        async def begin() -> None:
-            await begin_update()
-            assert engine.loads_in_place
-            engine.loads_in_place = False
-
-        return begin
 
     with Loop(farm, "vllm") as loop:
         for engine in loop.pool.engines:
@@ -114,7 +124,7 @@ def test_weights_that_are_not_taken_in_place_go_through_vllms_own_update(farm: F
         assert loop.answers() == [greedy(0)] * len(farm.urls("vllm"))
 
 
-def send_bucket_after(change: Callable[[Bucket], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def change_before_sending(change: Callable[[Bucket], None], monkeypatch: pytest.MonkeyPatch) -> None:
     send_bucket = stream.send_bucket
     monkeypatch.setattr(
         stream, "send_bucket", lambda broadcast, bucket: (change(bucket), send_bucket(broadcast, bucket))
@@ -132,7 +142,7 @@ def test_gathering_goes_on_while_a_bucket_is_sent(farm: Farm, monkeypatch: pytes
 
     with Loop(farm, "vllm", bucket_bytes=1) as loop:  # a bucket per tensor
         loop.sync.push(weights(1), 1)
-        send_bucket_after(lambda bucket: time.sleep(pause_s), monkeypatch)
+        change_before_sending(lambda bucket: time.sleep(pause_s), monkeypatch)
         started_s = time.perf_counter()
         report = loop.sync.push(slowly(), 2)
     assert time.perf_counter() - started_s < 1.6 * report.num_tensors * pause_s
@@ -144,7 +154,7 @@ def test_a_wrong_byte_on_the_way_is_found_out(farm: Farm, monkeypatch: pytest.Mo
 
     with Loop(farm, "vllm") as loop:
         loop.sync.push(weights(1), 1)
-        send_bucket_after(corrupt, monkeypatch)
+        change_before_sending(corrupt, monkeypatch)
         with pytest.raises(DigestMismatch, match="differs at the engine"):
             loop.sync.push(weights(1), 2)
 

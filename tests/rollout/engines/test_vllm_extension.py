@@ -129,6 +129,7 @@ def worker_of(model: nn.Module) -> WeightBook:
     worker = WeightBook()
     worker.model_runner = SimpleNamespace(get_model=lambda: model)
     worker.device = torch.device("cpu")
+    worker.parallel_config = SimpleNamespace(pipeline_parallel_size=1)
     return worker
 
 
@@ -136,7 +137,7 @@ def held_digests(models: list[nn.Module], monkeypatch) -> dict[str, int]:
     """What the client adds up from the ranks' answers."""
     total: dict[str, int] = {}
     for rank, model in enumerate(models):
-        monkeypatch.setattr("rollout.engines.vllm_extension._is_first_rank", lambda rank=rank: rank == 0)
+        monkeypatch.setattr("rollout.engines.vllm_shards._is_first_rank", lambda rank=rank: rank == 0)
         for name, value in worker_of(model).opid_weight_digests().items():
             total[name] = (total.get(name, 0) + int(value)) % 2**64
     return total
@@ -175,7 +176,7 @@ def test_the_version_dies_with_the_worker():
     worker = worker_of(shard_of(whole(torch.bfloat16), 0, 1))
     assert worker.opid_weight_version() == {"version": None}
     worker.opid_begin_update()
-    worker.opid_end_update(7)
+    worker.opid_end_update(7, in_place=False)
     assert worker.opid_weight_version() == {"version": 7}
     worker.opid_begin_update()
     assert worker.opid_weight_version() == {"version": None}
@@ -191,6 +192,9 @@ class Replay:
         data = next(self._sent)
         assert src == 0 and buffer.dtype == data.dtype and buffer.shape == data.shape
         buffer.copy_(data)
+
+    def is_at_its_end(self) -> bool:
+        return next(self._sent, None) is None
 
 
 def send(worker: WeightBook, tensors: dict[str, torch.Tensor]) -> None:
@@ -212,7 +216,7 @@ def test_weights_taken_in_place_are_a_load_of_them_on_every_rank(size: int):
         worker = worker_of(model)
         assert worker.opid_begin_update() == {"in_place": True}
         send(worker, new)
-        worker.opid_end_update(3)
+        worker.opid_end_update(3, in_place=True)
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, expected.get_parameter(name)) and parameter.data_ptr() == places[name]
         assert worker.opid_weight_version() == {"version": 3}
@@ -227,7 +231,7 @@ def test_weights_read_from_the_trainers_memory_are_a_load_of_them(monkeypatch):
     for bucket in buckets(new.items(), 4096):
         monkeypatch.setattr(vllm_extension, "open_handle", lambda handles, device, bucket=bucket: bucket.buffer)
         worker.opid_read(bucket.names, bucket.dtypes, bucket.shapes, ["of this GPU"])
-    worker.opid_end_update(3)
+    worker.opid_end_update(3, in_place=True)
     assert all(torch.equal(parameter, expected.get_parameter(name)) for name, parameter in model.named_parameters())
 
 
@@ -237,13 +241,29 @@ def test_an_update_in_place_that_lacks_a_weight_or_brings_another_ends_it():
     worker.opid_begin_update()
     send(worker, {name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"})
     with pytest.raises(RuntimeError, match="1 of 8 weights did not come, among them model.norm.weight"):
-        worker.opid_end_update(1)
+        worker.opid_end_update(1, in_place=True)
     assert worker.opid_weight_version() == {"version": None}
     worker.opid_begin_update()
     with pytest.raises(ValueError, match="no weight other"):
         send(worker, {"other": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"model.norm.weight is \(16,\) here, \(17,\) came"):
         send(worker, {"model.norm.weight": torch.zeros(17)})
+
+
+def test_what_comes_after_a_fault_is_still_received():
+    """Or the other ranks, and rank 0, would wait for this one in the next broadcast."""
+    tensors = whole(torch.bfloat16)
+    worker = worker_of(shard_of(tensors, 0, 1))
+    worker.opid_begin_update()
+    with pytest.raises(ValueError, match="no weight other"):
+        send(worker, {"other": torch.zeros(3), **tensors})
+    assert worker.weight_transfer_engine.model_update_group.is_at_its_end()
+
+
+def test_a_rank_that_has_some_of_the_layers_takes_nothing_in_place():
+    worker = worker_of(shard_of(whole(torch.bfloat16), 0, 1))
+    worker.parallel_config.pipeline_parallel_size = 2
+    assert worker.opid_begin_update() == {"in_place": False}
 
 
 def test_a_model_with_other_layers_is_left_to_vllms_own_update():

@@ -151,6 +151,11 @@ def test_directions_of_time(capsys):
     assert no_reference["step_s"] == pytest.approx(base["step_s"])
     hidden = base["phases"]["reference"]["seconds"] + base["phases"]["score"]["seconds"] / 2
     assert base["step_s"] - rules["step_s"] == pytest.approx(20.0 - hidden, abs=0.1)
+    reused = planned(capsys, *RUN, "algorithm.old_logprob=reuse", "actor.updates_per_step=1")
+    assert reused["analyzer_s"] == pytest.approx(20.0 - base["phases"]["reference"]["seconds"], abs=0.1)
+    apart = ("engine.placement=disaggregated", "engine_gpus=8", "rollout.one_step_off=true")
+    ahead = planned(capsys, *RUN, *apart, "algorithm.correction=truncate")
+    assert ahead["analyzer_s"] == pytest.approx(20.0, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +217,7 @@ def test_predictions_stay_as_close_to_the_measurements_as_documented():
         bound = 0.1 if check.figure.startswith("head") else 0.2
         if check.figure.endswith("TP2, update"):
             bound = 0.25
-        if "micro-batches of 4,096" in check.figure:
+        if "micro-batches of 4,096" in check.figure and not check.figure.endswith("memory"):
             bound = 0.4
         if "two scores and a loss on 4," in check.figure:
             bound = 0.3
