@@ -10,7 +10,7 @@
 #   vllm | sglang                  the engine's GPU tests                 3 min; SGLang's 4 on an H100 with 16 cores
 #   train-vllm | train-sglang      demo_gpu with it                       5 min
 #   sync-vllm | sync-sglang        weight sync and sleep, 8B's shape      2 min
-#   rollout-vllm | rollout-sglang  128 episodes against lock step         7 min on 16 cores
+#   rollout-vllm | rollout-sglang  128 episodes against lock step         7 min, as reckoned
 # Parts of two GPUs, with the engine that is installed (minutes on H200s, four pairs at work):
 #   two-layouts   the LM head and every layout of the actor               8 min
 #   two-bench     1.7B on one and two GPUs, 4B and 8B on two              7 min

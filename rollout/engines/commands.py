@@ -30,8 +30,8 @@ for place in spec.submodule_search_locations if spec else ():
 """
 # Tokens of a step for which vLLM replays a CUDA graph: its own sizes, which 0.24.0 ends at two tokens a sequence and
 # 512 in all, and larger ones. Only steps of nothing but next tokens stay below its end, and where each episode goes on
-# by itself nearly every step holds a prompt, too. One graph for all of such a step (cudagraph_mode FULL) is a third
-# faster, and wrong: 0.24.0 captures it with a batch of one token a request, whose attention is no prompt's.
+# by itself nearly every step holds a prompt, too. One graph for all of such a step (cudagraph_mode FULL) gives
+# a sixth more tokens/s, and our GPU tests fail with it: 0.24.0's newer model runner captures one token a request.
 VLLM_GRAPH_TOKENS = (1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 2049, 128))
 
 
