@@ -98,6 +98,7 @@ def server_settings(config: Config) -> ServerSettings:
         max_model_tokens=_longest_sequence(config),
         sleeps=engine.placement == "colocated",
         on_cpu=engine.cpu_servers,
+        arguments=engine.server_arguments,
     )
 
 

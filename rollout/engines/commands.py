@@ -41,9 +41,9 @@ class ServerSettings:
 
     `host` is the address to listen on, `dtype` float32 or bfloat16; `transfer` the weight transport; `sleeps` asks for
     memory that can be given back; `dummy_weights` starts without weights, which sync over disk cannot mend; `on_cpu`
-    for our CPU server. `num_api_servers` are vLLM's processes that answer for one engine: of each sampled token's
-    log-prob vLLM 0.24.0 makes several objects on the way to JSON, which one process hardly does for 128 requests
-    (docs/bench/rollout_vllm_one_api_server.json).
+    for our CPU server; `arguments` follow all others. `num_api_servers` are vLLM's processes that answer for one
+    engine: of each sampled token's log-prob vLLM 0.24.0 makes several objects on the way to JSON, which one process
+    hardly does for 128 requests (docs/bench/rollout_vllm_one_api_server.json).
     """
 
     dialect: Literal["vllm", "sglang"]
@@ -59,6 +59,7 @@ class ServerSettings:
     sleeps: bool = False
     dummy_weights: bool = False
     on_cpu: bool = False
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _cpu(settings: ServerSettings, port: int) -> ServerCommand:
     ]
     # Spinning OpenMP threads of one server would take the core of another.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
-    return ServerCommand(tuple(arguments), environment)
+    return ServerCommand((*arguments, *settings.arguments), environment)
 
 
 def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> ServerCommand:
@@ -167,7 +168,7 @@ def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> S
     if os.environ.get(API_KEY):
         environment["VLLM_API_KEY"] = os.environ[API_KEY]
         arguments += ["--middleware", KEY_GUARD]  # finds the key in the environment that the server inherits
-    return ServerCommand(tuple(arguments), environment)
+    return ServerCommand((*arguments, *settings.arguments), environment)
 
 
 def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], key_file: Path) -> ServerCommand:
@@ -203,4 +204,4 @@ def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], ke
     # The health probe that generates is held back while the server is paused. Nothing opens the port for gRPC, but the
     # default, 10,000 above the other, is above 65,535 for many a free port, and then the server refuses to start.
     environment = environment | {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0", "SGLANG_GRPC_PORT": str(port - 1)}
-    return ServerCommand(tuple(arguments), environment)
+    return ServerCommand((*arguments, *settings.arguments), environment)

@@ -152,6 +152,13 @@ async def test_a_server_that_dies_shows_its_errors_far_above_its_end(tmp_path):
         assert line in str(caught.value)
 
 
+@pytest.mark.parametrize(("dialect", "on_cpu"), [("vllm", False), ("sglang", False), ("vllm", True)])
+def test_arguments_that_were_given_come_last(tmp_path, dialect: str, on_cpu: bool):
+    own = ("--attention-backend", "fa3")
+    settings = ServerSettings(dialect, Path("/model"), "bfloat16", on_cpu=on_cpu, arguments=own)
+    assert server_command(settings, 8000, ["0"], tmp_path / "keys.yaml").arguments[-2:] == own
+
+
 def test_servers_on_several_gpus_leave_multicast_alone(tmp_path):
     words = {}
     for dialect in ("vllm", "sglang"):
