@@ -4,11 +4,9 @@ skills."""
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from megatron_opid.config import Config
 from rollout.trajectory import HindsightSkills, Trajectory
@@ -18,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def outlast_collection(config: Config) -> bool:
-    """Whether analyses may outlast their collection: those by an endpoint that is none of the engines, which may sleep
-    by then. Episodes that are played ahead have the time of a training step anyway."""
+    """Whether analyses may outlast their collection: those by an endpoint that is none of the engines that sleep then.
+    Episodes that are played ahead have the time of a training step anyway."""
     if config.algorithm.name != "opid" or config.skills.analyzer != "openai" or config.rollout.one_step_off:
         return False
-    endpoint = urlsplit(os.environ.get("OPENAI_BASE_URL", "")).netloc
-    return endpoint not in {urlsplit(url).netloc for url in config.engine.urls}
+    # Servers that ran before may be the endpoint as well.
+    return not (config.engine.placement == "colocated" and config.engine.urls)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import signal
 import sys
 import tempfile
 from collections import defaultdict
@@ -35,7 +37,6 @@ PLAYS_ONLY = (
     "run.num_processes=1",
     "engine.placement=colocated",
     "engine.sync=auto",
-    "engine.urls=[]",
 )
 
 
@@ -92,6 +93,8 @@ def evaluation_config(overrides: Sequence[str]) -> Config:
         ConfigError: a value is wrong.
     """
     config = load([*overrides, *PLAYS_ONLY])
+    if config.engine.urls:
+        raise ConfigError([f"engine.urls={list(config.engine.urls)}: evaluation starts its own servers; leave it out"])
     if config.engine.name == "local" or config.engine.cpu_servers:
         return config
     room = len(visible_gpus()) // config.engine.tensor_parallel
@@ -106,35 +109,46 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--watch", type=int, nargs="?", const=0, metavar="GAME", help="play this game on the terminal")
     parser.add_argument("--json", type=Path, help="also write the rates and every episode's outcome to this file")
     options, overrides = parser.parse_known_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="evaluate_") as directory:  # the servers' logs, not the trained run's
-        try:
-            config = evaluation_config([*overrides, f"run.dir={directory}"])
-            split = options.split or config.env.validation_split
-            faults = [*evaluation_faults(config, split, options.watch), *engine_faults(config, 1)]
-            if faults:
-                raise ConfigError(faults)
-        except ConfigError as error:
-            print(f"megatron_opid.evaluate: {error}", file=sys.stderr)
-            return EXIT_BAD_INPUT
-        if options.watch is not None:
-            return _watch(config, Task(config.env.name, options.watch, 0, split))
-        return _evaluate(config, split, options)
+    directory = tempfile.mkdtemp(prefix="evaluate_")  # the servers' logs, apart from the trained run's
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the servers are stopped
+    exit_code = _run(options, [*overrides, f"run.dir={directory}"])
+    if exit_code in (0, EXIT_BAD_INPUT):  # else they may say why
+        shutil.rmtree(directory)
+    return exit_code
+
+
+def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    try:
+        config = evaluation_config(overrides)
+        split = options.split or config.env.validation_split
+        faults = [*evaluation_faults(config, split, options.watch), *engine_faults(config, 1)]
+        if faults:
+            raise ConfigError(faults)
+    except ConfigError as error:
+        print(f"megatron_opid.evaluate: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    if options.watch is not None:
+        return _watch(config, Task(config.env.name, options.watch, 0, split))
+    return _evaluate(config, split, options)
 
 
 def _evaluate(config: Config, split: str, options: argparse.Namespace) -> int:
     num_games = load_environment(config.env.name).num_tasks(split, config.env.package_options)
     tasks = validation_tasks(config.env.name, split, num_games, options.games or num_games)
     engine = config.engine
-    means = "transformers" if engine.name == "local" else f"{engine.num_servers} servers of {engine.name}"
+    means = "transformers" if engine.name == "local" else f"{engine.name}, servers: {engine.num_servers}"
     print(f"{len(tasks)} games of {split}, by {means}", file=sys.stderr)
     trajectories = play(config, tasks)
     rates = success_rates(trajectories)
     print(f"{config.actor.model} on {split}:\n{table(rates)}")
     if options.json:
-        outcomes = {trajectory.uid: trajectory.success for trajectory in trajectories}
+        outcomes = {t.uid: t.success for t in trajectories if t.failure is None}
         summary = {name: {**asdict(rate), "interval": rate.interval} for name, rate in rates.items()}
         options.json.write_text(json.dumps({"split": split, "rates": summary, "outcomes": outcomes}, indent=1) + "\n")
-    return 0
+    failures = [t.failure for t in trajectories if t.failure is not None]
+    if failures:
+        print(f"{len(failures)} of {len(tasks)} games were not played: {failures[0]}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _watch(config: Config, task: Task) -> int:

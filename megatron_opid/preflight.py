@@ -66,6 +66,11 @@ def sft_files_and_layout_faults(config: Config, world_size: int) -> list[str]:
 def evaluation_faults(config: Config, split: str, game: int | None) -> list[str]:
     """Why a model cannot be evaluated on `split`, or play its game number `game`."""
     faults = [*_environment_faults(config, (split,)), *_model_faults(config)]
+    if config.actor.weights:
+        faults.append(
+            f"actor.weights={config.actor.weights}: what is evaluated is actor.model; python -m tools.convert makes a "
+            "model of a checkpoint"
+        )
     if not faults and game is not None:
         from envs.base import load
 

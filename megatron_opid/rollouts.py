@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,11 +27,14 @@ from megatron_opid.servers import Place, start_servers
 from megatron_opid.skills.analyzer import Analyzer, make_analyzer
 from megatron_opid.skills.routing import is_scheduled
 from rollout.agent_loop import EpisodeSettings
-from rollout.engines.base import Engine
+from rollout.engines.base import Engine, EngineError
 from rollout.engines.launch import Launcher
 from rollout.engines.local import LocalEngine
 from rollout.trajectory import HindsightSkills, Trajectory, with_skills
 from rollout.worker import RolloutWorker
+
+if TYPE_CHECKING:
+    from rollout.engines.http import HttpEngine
 
 
 class Rollout:
@@ -140,10 +143,21 @@ class Rollout:
         return collected.trajectories
 
     def load(self) -> None:
-        """Have servers sample with the weights that lie in `actor.model`: where nobody trains, instead of `push`."""
-        if self._config.engine.name != "local":
-            directory = resolve_model(self._config.actor.model).absolute()
-            self._worker.run(self._engine.update(lambda engine: engine.load_from_disk(directory, 0), 0))
+        """Have servers sample with the weights that lie in `actor.model`: where nobody trains, instead of `push`.
+
+        Raises:
+            EngineError: no server took them.
+        """
+        if self._config.engine.name == "local":
+            return
+        directory = resolve_model(self._config.actor.model).absolute()
+
+        async def give(engine: HttpEngine) -> None:
+            await engine.load_from_disk(directory, 0)
+
+        self._engine.give_weights = give  # to servers that are restarted, too
+        if not self._worker.run(self._engine.update(give, 0)):
+            raise EngineError(f"no server loaded {directory}: {'; '.join(self._engine.waiting())}")
 
     def push(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Give the engine the weights of `version` (the number of training steps done). `settle` before."""

@@ -129,11 +129,12 @@ class RolloutWorker:
                 return await _annotate(trajectory, annotator)
 
             trajectories = await _gather(play(task, member) for task in tasks for member in range(group_size))
+        annotated_s = time.perf_counter()
         self.metrics = summarize(trajectories)
         self.metrics |= cost(tally, self.metrics["response_tokens"], self._engine.busy_s - busy_before_s)
         self.metrics |= {f"engine/{name}": value for name, value in (await self._engine.counters()).items()}
         if annotator is not None:
-            self.metrics["annotator_exposed_s"] = time.perf_counter() - tally.last_episode_end_s
+            self.metrics["annotator_exposed_s"] = annotated_s - tally.last_episode_end_s
         self.metrics["num_environment_restarts"] = self.environments.num_restarts - num_restarts_before
         return trajectories
 
@@ -186,7 +187,8 @@ async def _annotate(trajectory: Trajectory, annotator: Annotator | None) -> Traj
     try:
         return with_skills(trajectory, await annotator(trajectory))
     except Exception as error:
-        error.add_note(f"while annotating episode {trajectory.uid}")
+        if not hasattr(error, "__notes__"):  # it may be an earlier episode's
+            error.add_note(f"while annotating episode {trajectory.uid}")
         raise
 
 

@@ -46,7 +46,11 @@ def stages(request: Request, arguments: Sequence[str], config: Config, sft_exper
     training = with_values(arguments, {"actor.model": initial, "run.dir": str(trained)})
     last = str(trained / "checkpoints" / f"step_{config.run.num_steps}")
     conversion = ("megatron-to-hf", last, exported, "--model", initial)
-    evaluation = (*with_values(arguments, {"actor.model": exported}), "--json", str(root / "evaluation.json"))
+    evaluation = (
+        *with_values(arguments, {"actor.model": exported, "actor.weights": ""}),
+        "--json",
+        str(root / "evaluation.json"),
+    )
     return [
         *found,
         Stage(replace(request, name=f"{name}-train"), training),

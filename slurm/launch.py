@@ -24,6 +24,8 @@ from slurm.request import CONFIGURED_JOBS, Request, parse, size_faults, unknown_
 from slurm.site import ROOT, Site, read_site
 
 MODES = ("--submit", "--render")
+# A vLLM server keeps one busy, and its API servers one or two more.
+CPUS_PER_SERVING_GPU = 8
 
 
 def job_faults(request: Request, config: Config, site: Site) -> list[str]:
@@ -64,13 +66,20 @@ def components(request: Request, config: Config | None, site: Site) -> list[dict
     nodes = {"nodes": request.nodes} if request.job in ("sft", "train", "disaggregated") else {}
     gpus = {}
     if config is not None and request.job in CONFIGURED_JOBS:
-        count = 1 if request.job == "evaluate" and config.engine.name == "local" else site.gpus_per_node
+        count = _evaluation_gpus(config, site) if request.job == "evaluate" else site.gpus_per_node
         gpus = {"gpus-per-node": "0" if config.actor.device == "cpu" else str(count)}
+        if request.job == "evaluate" and count > 1:
+            gpus |= {"cpus-per-task": str(CPUS_PER_SERVING_GPU * count)}
     first = {name: value for name, value in (site.sbatch_options | options | nodes | gpus).items() if value}
     if request.job != "disaggregated":
         return [first]
     engines = site.sbatch_options | {"nodes": request.engine_nodes, "ntasks-per-node": "1", "exclusive": ""} | gpus
     return [first, engines | ({"time": request.time} if request.time else {})]
+
+
+def _evaluation_gpus(config: Config, site: Site) -> int:
+    engine = config.engine
+    return 1 if engine.name == "local" else min(engine.num_servers * engine.tensor_parallel, site.gpus_per_node)
 
 
 def command(request: Request, arguments: Sequence[str], parts: Sequence[dict[str, str]]) -> list[str]:

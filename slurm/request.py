@@ -101,6 +101,10 @@ def size_faults(request: Request, config: Config, site: Site) -> list[str]:
                 f"than the {gpus - beside} GPUs that a node has for engines; set them lower"
                 + (", or engine.placement=colocated" if beside else "")
             )
+    if request.job == "evaluate" and engine.name != "local" and engine.tensor_parallel > gpus:
+        faults.append(
+            f"engine.tensor_parallel={engine.tensor_parallel} is more than a node's {gpus} GPUs; set it lower"
+        )
     if request.job == "disaggregated" and engine.placement == "colocated":
         faults.append(
             "engine.placement=colocated would put engines to sleep that have nodes of their own; set "

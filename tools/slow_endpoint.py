@@ -1,7 +1,7 @@
 """An analyzer endpoint that takes its time: `python -m tools.slow_endpoint --seconds 2 -- COMMAND...`
 
 Runs COMMAND with OPENAI_BASE_URL, OPENAI_MODEL and OPENAI_API_KEY set to an endpoint on loopback which answers every
-request, however many there are at once, after so many seconds with the same skills:
+question, however many there are at once, after so many seconds with the same skills:
 
     python -m tools.slow_endpoint --seconds 2 -- python -m megatron_opid.train skills.analyzer=openai experiment=...
 """

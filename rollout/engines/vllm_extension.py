@@ -22,9 +22,9 @@ class WeightBook:
     """Mixed into the worker class by vLLM: no name here may be one of the worker's."""
 
     _opid_blocks: dict[str, list[Shard]]
-    _opid_incoming: torch.cuda.Stream | None = (
-        None  # one for all updates: the allocator's free memory is a stream's own
-    )
+    _opid_awaited: set[str]
+    # One for all updates: what a stream has freed the allocator gives to no other.
+    _opid_incoming: torch.cuda.Stream | None = None
 
     def opid_begin_update(self) -> dict[str, bool]:
         """The weights have no version from now on. `in_place`: whether they are taken by `opid_receive` and
@@ -38,7 +38,8 @@ class WeightBook:
 
     def opid_receive(self) -> None:
         """Take the buckets that the trainer broadcasts, until it says that all have come; may return before the GPU
-        has them. A fault is raised then, so that no other rank waits for this one in a broadcast."""
+        has them. A bucket that cannot be taken is a fault then: the other ranks would wait for this one in the next
+        broadcast."""
         group, fault = self.weight_transfer_engine.model_update_group, None
         is_gpu = self.device.type == "cuda"
         if is_gpu and self._opid_incoming is None:
@@ -90,14 +91,14 @@ class WeightBook:
         return {name: str(value) for name, value in digests.items()}
 
     def _opid_fill(self, bucket: Bucket) -> Exception | None:
-        """Why some of the bucket is no weight of this model."""
-        for name, tensor in bucket.tensors():
-            if name not in self._opid_blocks:
-                return ValueError(f"this model has no weight {name}")
-            try:
+        """Why some of the bucket was not taken."""
+        try:
+            for name, tensor in bucket.tensors():
+                if name not in self._opid_blocks:
+                    raise ValueError(f"this model has no weight {name}")
                 for shard in self._opid_blocks[name]:
                     shard.fill(tensor)
-            except ValueError as error:
-                return error
-            self._opid_awaited.discard(name)
+                self._opid_awaited.discard(name)
+        except Exception as error:
+            return error
         return None

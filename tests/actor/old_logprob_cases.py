@@ -107,6 +107,7 @@ def learning_case(models: Path) -> dict[str, Any]:
     corrected = replace(ALGORITHM, correction="mask", correction_high=1.1)
     return {
         "recompute": learn_once(models, ALGORITHM, exact),
+        "recompute_before_skills": learn_once(models, ALGORITHM, exact, in_two_passes=True),
         "reuse": learn_once(models, replace(ALGORITHM, old_logprob="reuse"), exact),
         "engine": learn_once(models, replace(ALGORITHM, old_logprob="engine"), exact),
         "corrected_recompute": learn_once(models, corrected, off),
@@ -114,11 +115,15 @@ def learning_case(models: Path) -> dict[str, Any]:
     }
 
 
-def learn_once(models: Path, algorithm: AlgorithmConfig, engine_logprobs: np.ndarray) -> dict[str, Any]:
+def learn_once(
+    models: Path, algorithm: AlgorithmConfig, engine_logprobs: np.ndarray, *, in_two_passes: bool = False
+) -> dict[str, Any]:
     with actor_of(models, "qwen3_tied") as actor:
         batch = make_batch(engine_logprobs)
         updates = [np.arange(len(batch.samples))]
-        scores = score(actor, batch, updates, algorithm)
+        plain = replace(batch, samples=tuple(replace(s, teacher_prompts=TeacherPrompts()) for s in batch.samples))
+        scored = score(actor, plain, updates, algorithm) if in_two_passes else None
+        scores = score(actor, batch, updates, algorithm, scored)
         learned = learn(actor, batch, scores, updates, algorithm)
         return {
             "scored_before": scores.old is not None,

@@ -21,7 +21,9 @@ def test_old_logprobs_of_the_updates_own_forward_are_the_scored_ones(name: str, 
 def test_reuse_and_an_exact_engine_learn_what_recompute_learns(one_rank: dict[str, Any]) -> None:
     """Skill terms of two levels, a state term and the distillation loss included; what is recorded, too."""
     results = one_rank["learning"]
-    assert [results[name].pop("scored_before") for name in ("recompute", "reuse", "engine")] == [True, False, True]
+    names = ("recompute", "recompute_before_skills", "reuse", "engine")
+    assert [results[name].pop("scored_before") for name in names] == [True, True, False, True]
+    assert results["recompute_before_skills"] == results["recompute"]
     assert results["reuse"] == results["recompute"]
     assert results["engine"] == results["recompute"]
     assert results["recompute"]["statistics"]["first_update_max_ratio_deviation"] == 0.0

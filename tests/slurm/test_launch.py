@@ -139,10 +139,13 @@ def test_a_heterogeneous_job_has_two_components(config: Config):
 
 
 def test_an_evaluation_has_the_gpus_of_its_servers_or_one():
-    for engine, count in (("vllm", "8"), ("local", "1")):
-        config = load(["experiment=alfworld_qwen3_1_7b", f"engine.name={engine}"])
+    for engine, num_servers, gpus, cpus in (("vllm", 8, "8", "64"), ("vllm", 2, "2", "16"), ("local", 8, "1", None)):
+        config = load(["experiment=alfworld_qwen3_1_7b", f"engine.name={engine}", f"engine.num_servers={num_servers}"])
         (options,) = components(Request(job="evaluate"), config, SITE)
-        assert options["gpus-per-node"] == count
+        assert (options["gpus-per-node"], options.get("cpus-per-task")) == (gpus, cpus)
+    config = load(["experiment=alfworld_qwen3_1_7b", "engine.tensor_parallel=16"])
+    (fault,) = size_faults(Request(job="evaluate"), config, SITE)
+    assert "engine.tensor_parallel=16 is more than a node's 8 GPUs" in fault
 
 
 def test_a_rendered_script_is_complete_and_clean(config: Config, tmp_path: Path):

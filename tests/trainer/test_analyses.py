@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,12 +72,16 @@ def endpoint(monkeypatch: pytest.MonkeyPatch):
         (["skills.analyzer=policy"], False),
         (["skills.analyzer=openai", "algorithm.name=grpo"], False),
         (["skills.analyzer=openai", "rollout.one_step_off=true", "algorithm.correction=truncate", *APART], False),
-        (["skills.analyzer=openai", "engine.urls=[http://h:8000]", *APART], False),  # the endpoint is an engine
-        (["skills.analyzer=openai", "engine.urls=[http://h:8001]", *APART], True),
+        (["skills.analyzer=openai", "engine.urls=[http://h:8000]", *APART], True),
+        (["skills.analyzer=openai", "engine.name=vllm", "engine.placement=colocated"], True),
+        # A server that ran before may be the endpoint, and sleeps.
+        (
+            ["skills.analyzer=openai", "engine.urls=[http://h:8000]", "engine.name=vllm", "engine.placement=colocated"],
+            False,
+        ),
     ],
 )
-def test_which_analyses_outlast_their_collection(monkeypatch: pytest.MonkeyPatch, overrides: list[str], expected: bool):
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://h:8000/v1")
+def test_which_analyses_outlast_their_collection(overrides: list[str], expected: bool):
     assert outlast_collection(load(["experiment=demo", *overrides])) == expected
 
 
@@ -149,8 +154,23 @@ def test_a_collection_ends_before_its_analyses_and_gets_what_waiting_for_them_gi
     assert [replace(trajectory, skills=None) for trajectory in annotated] == list(collected)
 
 
-def test_every_episode_of_every_rank_learns_from_its_own_skill(small_run: SmallRun, tmp_path: Path, endpoint):
-    with endpoint(own_skill):
+def test_every_episode_of_every_rank_gets_its_own_skill_after_the_first_scoring(
+    small_run: SmallRun, tmp_path: Path, endpoint
+):
+    status = tmp_path / "watch" / "rank_0.json"
+    has_scored = threading.Event()
+
+    def script(number: int, request: dict) -> Answer:
+        """Nothing before rank 0 was seen scoring: a loop that waits for the analyzer first would wait in vain."""
+        deadline_s = time.monotonic() + 60
+        while not has_scored.is_set():
+            assert time.monotonic() < deadline_s
+            if status.exists() and "score" in status.read_text():
+                has_scored.set()
+            time.sleep(0.002)
+        return own_skill(number, request)
+
+    with endpoint(script):
         finished = run_module("megatron_opid.train", small_run.overrides(tmp_path, **FEW, skills__analyzer="openai"))
     assert finished.returncode == 0, finished.stderr[-3000:]
     for trajectory in played(tmp_path):

@@ -38,6 +38,15 @@ def test_a_failed_episode_changes_nothing_for_the_others():
     assert torch.equal(outcome_advantages(batch, algorithm), outcome_advantages(clean, algorithm))
 
 
+def test_every_step_gets_the_prompts_of_its_own_episode_and_place():
+    prompts = {uid: tuple(TeacherPrompts(step=(ord(uid), index)) for index in range(3)) for uid in ("a", "b")}
+    skilled = tuple(replace(trajectory, category="skilled") for trajectory in EPISODES[::-1])  # in any order
+    batch = build_batch(EPISODES, PENALTY).with_teachers(skilled, prompts)
+    steps = [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2)]
+    assert [sample.teacher_prompts.step for sample in batch.samples] == [*((ord(u), i) for u, i in steps), None]
+    assert [trajectory.category for trajectory in batch.trajectories] == ["skilled"] * 3
+
+
 def test_an_episode_without_a_step_has_nothing_to_learn():
     assert len(build_batch((*EPISODES, episode("e", 0.0, 0)), PENALTY).trajectories) == 3
 

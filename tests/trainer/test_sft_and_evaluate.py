@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 import pytest
 
+from envs.base import Task
 from megatron_opid import evaluate
 from megatron_opid.actor.samples import TokenSequence
 from megatron_opid.config import load
 from megatron_opid.launch import EXIT_BAD_INPUT
 from megatron_opid.metrics import read_metrics
+from megatron_opid.rollouts import Rollout
 from megatron_opid.sft import every_token
 from tests.trainer.conftest import SmallRun, run_module
 from tools import play
@@ -59,17 +63,41 @@ def test_evaluation_reports_every_category_with_its_interval(small_run: SmallRun
     assert "valid_unseen" in capsys.readouterr().out
 
 
-def test_servers_play_the_same_games_as_this_process(small_run: SmallRun, cold_start, tmp_path, capsys):
+SERVED = ["engine.name=vllm", "engine.cpu_servers=true", "engine.num_servers=2"]
+
+
+def test_servers_play_as_this_process_does(small_run: SmallRun, cold_start, tmp_path, capsys):
     overrides = small_run.overrides(tmp_path, actor__model=cold_start / "hf")
-    served = ["engine.name=vllm", "engine.cpu_servers=true", "engine.num_servers=2"]
-    outcomes = []
-    for name, engine in (("local", []), ("served", served)):
-        out = tmp_path / name
-        arguments = ["--split", "valid_unseen", "--games", "4", "--json", str(out)]
-        assert evaluate.main([*overrides, *engine, *arguments]) == 0
-        outcomes.append(json.loads(out.read_text()))
-    assert outcomes[0] == outcomes[1]
-    assert "4 games of valid_unseen, by 2 servers of vllm" in capsys.readouterr().err
+    tasks = [Task("alfworld", index, 0, "valid_unseen") for index in range(4)]
+    local, served = (evaluate.play(evaluate.evaluation_config([*overrides, *engine]), tasks) for engine in ([], SERVED))
+    assert [[s.response_ids for s in t.steps] for t in local] == [[s.response_ids for s in t.steps] for t in served]
+    assert not any(trajectory.failure for trajectory in served)
+    arguments = ["--split", "valid_unseen", "--games", "4", "--json", str(tmp_path / "served")]
+    assert evaluate.main([*overrides, *SERVED, *arguments]) == 0
+    assert len(json.loads((tmp_path / "served").read_text())["outcomes"]) == 4
+    assert "4 games of valid_unseen, by vllm, servers: 2" in capsys.readouterr().err
+
+
+def test_a_server_that_dies_is_given_the_model_again(small_run: SmallRun, cold_start, tmp_path):
+    config = evaluate.evaluation_config([*small_run.overrides(tmp_path, actor__model=cold_start / "hf"), *SERVED[:2]])
+    tasks = [Task("alfworld", index, 0, "valid_unseen") for index in range(2)]
+    with Rollout(config, rank=0, num_ranks=1) as rollout:
+        rollout.load()
+        before = rollout.validate(tasks)
+        port = str(urlsplit(rollout._launcher.urls[0]).port)
+        server = next(child for child in psutil.Process().children(recursive=True) if port in child.cmdline())
+        server.kill()
+        server.wait()
+        after = rollout.validate(tasks)
+    assert not any(trajectory.failure for trajectory in after)
+    assert [[s.response_ids for s in t.steps] for t in before] == [[s.response_ids for s in t.steps] for t in after]
+
+
+@pytest.mark.parametrize("fault", ["actor.weights=runs/a/checkpoints/step_1", "engine.urls=[http://h:8000]"])
+def test_what_evaluation_would_not_use_is_refused(small_run: SmallRun, cold_start, tmp_path, capsys, fault: str):
+    overrides = small_run.overrides(tmp_path, actor__model=cold_start / "hf")
+    assert evaluate.main([*overrides, *SERVED, fault]) == EXIT_BAD_INPUT
+    assert fault.partition("=")[0] in capsys.readouterr().err
 
 
 def test_servers_are_as_many_as_there_is_room_for(small_run: SmallRun, tmp_path, monkeypatch, capsys):

@@ -50,8 +50,11 @@ class Plan:
 
     @property
     def analyzer_s(self) -> float:
-        """Of waiting for skills, when all that needs none is scored."""
-        return max(0.0, self.rollout.analyzed_s - self.rollout.seconds - self.plain_score_s)
+        """Of waiting for skills, when all that needs none is scored; one step off, when a whole step was trained."""
+        meanwhile = self.plain_score_s
+        if self.config.rollout.one_step_off:
+            meanwhile = self.score.seconds + self.reference.seconds + self.update.seconds
+        return max(0.0, self.rollout.analyzed_s - self.rollout.seconds - meanwhile)
 
     @property
     def step_s(self) -> float:
