@@ -7,8 +7,8 @@
 One rank pushes random weights of a published shape, made tensor by tensor as a gather would give them, through the
 project's own client and transports. The first push forms the group and compares digests; the others are timed. The
 bandwidth of the link is that of a plain copy of 1 GiB between the two GPUs, or within the one. `requests_s` are the
-seconds of a push in which a request of each route was on its way, some of them while a bucket was sent. Between pushes
-the server of `ipc` sleeps, as it does in training.
+seconds of a push in which a request of each route was on its way, some of them while a bucket was sent; `free_gib` is
+what the server's GPU has left after each push. Between pushes the server of `ipc` sleeps, as it does in training.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace, work: Path):
         self._options = options
         self._device = torch.device("cpu" if options.cpu else "cuda:0")
+        self._peer = 1 if options.transport == "nccl" else 0  # the server's GPU
         dtype = torch.float32 if options.cpu else torch.bfloat16
         self.weights = Weights(make_config(options.shape), dtype, self._device)
         self._model = self._write_model(work / "model", dtype)
@@ -105,14 +106,13 @@ class Bench:
             dummy_weights=options.transport != "disk",
             on_cpu=options.cpu,
         )
-        gpus = [] if options.cpu else [visible_gpus()[1 if options.transport == "nccl" else 0]]
+        gpus = [] if options.cpu else [visible_gpus()[self._peer]]
         self.launcher = Launcher(settings, num_servers=1, gpus=gpus, directory=work / "logs", startup_timeout_s=900)
         self._work = work
 
     def run(self) -> dict:
         """Start, push, sleep: the figures."""
-        peer = 1 if self._options.transport == "nccl" else 0
-        link = {} if self._options.cpu else {"link_gib_per_s": link_gib_per_s(peer)}  # while its memory is free
+        link = {} if self._options.cpu else {"link_gib_per_s": link_gib_per_s(self._peer)}  # while its memory is free
         asyncio.run(self.launcher.start())
         requests_s: dict[str, float] = defaultdict(float)
         self._engine = timed(CLIENTS[self._options.dialect], requests_s)(self.launcher.urls[0])
@@ -122,13 +122,15 @@ class Bench:
             sync = self._sync(pool)
             first = sync.push(self.weights.stream(), 1)
             figures: dict = {"first_push_s": first.seconds, "verified": first.verified}
-            figures |= {"pushes_s": [], "requests_s": [], "asleep": []}
+            figures |= {"pushes_s": [], "requests_s": [], "free_gib": [], "asleep": []}
             for version in range(2, 2 + self._options.pushes):
                 if self._options.transport == "ipc":
                     figures["asleep"].append(self._sleep())
                 requests_s.clear()
                 figures["pushes_s"].append(sync.push(self.weights.stream(), version).seconds)
                 figures["requests_s"].append(dict(requests_s))
+                if not self._options.cpu:
+                    figures["free_gib"].append(torch.cuda.mem_get_info(self._peer)[0] / GIB)
             self._run(self._sample())
             self._run(pool.close())
         figures["gather_s"] = self._gather_s()

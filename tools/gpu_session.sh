@@ -9,6 +9,7 @@
 #   cold     games, demonstrations and the cold start of demo_gpu         2 min; train parts run it where it is missing
 #   vllm | sglang                  the engine's GPU tests                 3 min; SGLang's 4 on an H100 with 16 cores
 #   train-vllm | train-sglang      demo_gpu with it                       5 min
+#   evaluate-vllm | evaluate-sglang  the cold start's held-out games by its servers and by transformers  4 min, as reckoned
 #   sync-vllm | sync-sglang        weight sync and sleep, 8B's shape      2 min
 #   rollout-vllm | rollout-sglang  128 episodes against lock step         7 min, as reckoned
 # Parts of two GPUs, with the engine that is installed (minutes on H200s, four pairs at work):
@@ -243,6 +244,13 @@ part() { # PART
       run "$1" 400 python3 -m pytest -v -m gpu --basetemp "$logs/pytest" tests/rollout/engines/test_gpu.py
       ;;
     train-*) train "$last" 400 engine.name="$last" ;;
+    evaluate-*)
+      cold || return 1
+      for engine in local "$last"; do
+        run "evaluate_$engine" 240 python3 -m megatron_opid.evaluate experiment=demo_gpu engine.name="$engine" \
+          actor.model="$work/demo/sft_0/hf" env.data="$work/demo/games" --games 128 --json "$logs/rates_$engine.txt"
+      done
+      ;;
     sync-*)
       run "$1" 240 python3 -m tools.bench_weight_sync --dialect "$last" --shape 8b --transport ipc \
         --json "$logs/weight_sync_ipc_$last.json"
