@@ -102,7 +102,7 @@ class EngineConfig:
     arrival_share: Annotated[float, Field(ge=0, le=1)] = 0.12
     num_api_servers: PositiveInt = 4  # of each vLLM server: processes that answer for one engine
     # Of the command line of servers that the run starts, after ours: of a name given twice the last counts.
-    server_arguments: tuple[str, ...] = ()
+    server_arguments: tuple[str | int | float, ...] = ()
     request_timeout_s: PositiveFloat = 600.0  # a response that takes longer makes its engine a hanging one
     slow_ratio: PositiveFloat = 10.0  # against the 90th percentile of the other engines' response times
     startup_timeout_s: PositiveFloat = 1200.0

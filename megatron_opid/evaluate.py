@@ -29,6 +29,7 @@ from megatron_opid.preflight import evaluation_faults
 from megatron_opid.report.statistics import wilson_interval
 from megatron_opid.servers import visible_gpus
 from megatron_opid.tasks import validation_tasks
+from rollout.engines.base import EngineError
 from rollout.trajectory import Trajectory
 
 # Of a run that only plays: its own servers have the GPUs, which no trainer needs.
@@ -106,22 +107,47 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", help="default: env.validation_split")
     parser.add_argument("--games", type=int, help="default: all")
-    parser.add_argument("--watch", type=int, nargs="?", const=0, metavar="GAME", help="play this game on the terminal")
+    parser.add_argument(
+        "--watch",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="GAME",
+        help="play this game (from 0) on the terminal",
+    )
     parser.add_argument("--json", type=Path, help="also write the rates and every episode's outcome to this file")
     options, overrides = parser.parse_known_args(arguments)
     directory = tempfile.mkdtemp(prefix="evaluate_")  # the servers' logs, apart from the trained run's
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the servers are stopped
-    exit_code = _run(options, [*overrides, f"run.dir={directory}"])
-    if exit_code in (0, EXIT_BAD_INPUT):  # else they may say why
+    try:
+        exit_code = _run(options, [*overrides, f"run.dir={directory}"])
+    except KeyboardInterrupt:
+        print("megatron_opid.evaluate: interrupted", file=sys.stderr)
+        exit_code = 128 + signal.SIGINT
+    except EngineError as error:  # a server that does not start, for one
+        print(f"megatron_opid.evaluate: {error}", file=sys.stderr)
+        return 1  # its log says more
+    except SystemExit:
         shutil.rmtree(directory)
+        raise
+    shutil.rmtree(directory)
     return exit_code
+
+
+def _option_faults(options: argparse.Namespace) -> list[str]:
+    faults = []
+    if options.games is not None and options.games < 1:
+        faults.append(f"--games {options.games}: set 1 or more, or leave it out for all")
+    if options.json and not (options.json.parent.is_dir() and not options.json.is_dir()):
+        faults.append(f"--json {options.json} is no file in a folder that is there")
+    return faults
 
 
 def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     try:
         config = evaluation_config(overrides)
         split = options.split or config.env.validation_split
-        faults = [*evaluation_faults(config, split, options.watch), *engine_faults(config, 1)]
+        faults = [*_option_faults(options), *evaluation_faults(config, split, options.watch), *engine_faults(config, 1)]
         if faults:
             raise ConfigError(faults)
     except ConfigError as error:

@@ -98,7 +98,7 @@ def server_settings(config: Config) -> ServerSettings:
         max_model_tokens=_longest_sequence(config),
         sleeps=engine.placement == "colocated",
         on_cpu=engine.cpu_servers,
-        arguments=engine.server_arguments,
+        arguments=tuple(map(str, engine.server_arguments)),
     )
 
 

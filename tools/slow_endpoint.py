@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -53,6 +54,9 @@ async def _run(command: list[str], latency_s: float) -> int:
     async with slow_endpoint(latency_s) as url:
         own = {"OPENAI_BASE_URL": url, "OPENAI_MODEL": MODEL, "OPENAI_API_KEY": "none"}
         process = await asyncio.create_subprocess_exec(*command, env=os.environ | own)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's reaches the command as well
+        loop.add_signal_handler(signal.SIGTERM, process.terminate)
         return await process.wait()
 
 

@@ -186,10 +186,13 @@ class Launcher:
     async def _wait_until_healthy(self, server: _Server) -> None:
         started_s = said_s = time.monotonic()
         async with httpx.AsyncClient(base_url=server.url, timeout=5.0, trust_env=False) as client:
-            while not await _answers(client):
-                now_s = time.monotonic()
-                if (code := server.process.poll()) is not None:
+            while True:
+                answers = await _answers(client)
+                if (code := server.process.poll()) is not None:  # whoever answers there
                     raise ServerStartError(f"a server ended with code {code} at its start\n{_last_words(server)}")
+                if answers:
+                    return
+                now_s = time.monotonic()
                 if now_s - started_s > self._startup_timeout_s:
                     _kill(server)
                     waited = f"{self._startup_timeout_s:.0f} s (engine.startup_timeout_s)"

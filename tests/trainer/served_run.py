@@ -65,8 +65,10 @@ class TroubledRun:
             time.sleep(0.01)
 
     def is_in(self, phase: str, num_steps_done: int) -> bool:
-        status, metrics = self.directory / "watch" / "rank_0.json", self.directory / "metrics.jsonl"
-        if not status.exists() or json.loads(status.read_text())["phase"] != phase:
+        """Whether all ranks are."""
+        statuses, metrics = sorted((self.directory / "watch").glob("rank_?.json")), self.directory / "metrics.jsonl"
+        phases = [json.loads(status.read_text())["phase"] for status in statuses]
+        if phases != [phase, phase]:
             return False
         return num_steps_done == sum(line["step"] >= 0 for line in read_metrics(metrics)) if metrics.exists() else False
 

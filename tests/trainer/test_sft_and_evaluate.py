@@ -85,9 +85,10 @@ def test_a_server_that_dies_is_given_the_model_again(small_run: SmallRun, cold_s
         rollout.load()
         before = rollout.validate(tasks)
         port = str(urlsplit(rollout._launcher.urls[0]).port)
-        server = next(child for child in psutil.Process().children(recursive=True) if port in child.cmdline())
+        (guard,) = (child for child in psutil.Process().children() if port in child.cmdline())
+        (server,) = guard.children()
         server.kill()
-        server.wait()
+        guard.wait()
         after = rollout.validate(tasks)
     assert not any(trajectory.failure for trajectory in after)
     assert [[s.response_ids for s in t.steps] for t in before] == [[s.response_ids for s in t.steps] for t in after]
