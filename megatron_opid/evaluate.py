@@ -94,8 +94,6 @@ def evaluation_config(overrides: Sequence[str]) -> Config:
         ConfigError: a value is wrong.
     """
     config = load([*overrides, *PLAYS_ONLY])
-    if config.engine.urls:
-        raise ConfigError([f"engine.urls={list(config.engine.urls)}: evaluation starts its own servers; leave it out"])
     if config.engine.name == "local" or config.engine.cpu_servers:
         return config
     room = len(visible_gpus()) // config.engine.tensor_parallel
@@ -147,7 +145,8 @@ def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     try:
         config = evaluation_config(overrides)
         split = options.split or config.env.validation_split
-        faults = [*_option_faults(options), *evaluation_faults(config, split, options.watch), *engine_faults(config, 1)]
+        faults = [*_option_faults(options), *evaluation_faults(config, split, options.watch)]
+        faults += [] if config.engine.urls else engine_faults(config, 1)  # those are refused, and not to be asked
         if faults:
             raise ConfigError(faults)
     except ConfigError as error:

@@ -66,6 +66,8 @@ def sft_files_and_layout_faults(config: Config, world_size: int) -> list[str]:
 def evaluation_faults(config: Config, split: str, game: int | None) -> list[str]:
     """Why a model cannot be evaluated on `split`, or play its game number `game`."""
     faults = [*_environment_faults(config, (split,)), *_model_faults(config)]
+    if config.engine.urls:
+        faults.append(f"engine.urls={list(config.engine.urls)}: evaluation starts its own servers; leave it out")
     if config.actor.weights:
         faults.append(
             f"actor.weights={config.actor.weights}: what is evaluated is actor.model; python -m tools.convert makes a "

@@ -39,8 +39,6 @@ def job_faults(request: Request, config: Config, site: Site) -> list[str]:
             faults += preflight.sft_files_and_layout_faults(config, world_size)
         case "evaluate":
             faults += preflight.evaluation_faults(config, config.env.validation_split, None)
-            if config.engine.urls:
-                faults.append("engine.urls: evaluation starts its own servers; leave it out")
         case _:
             faults += preflight.files_and_layout_faults(config, world_size)
             faults += service_faults(config)
