@@ -7,7 +7,7 @@
 One rank pushes random weights of a published shape, made tensor by tensor as a gather would give them, through the
 project's own client and transports. The first push forms the group and compares digests; the others are timed. The
 bandwidth of the link is that of a plain copy of 1 GiB between the two GPUs, or within the one. `requests_s` are the
-seconds of a push in which a request of each route was on its way, some of them while a bucket was sent; `free_gib` is
+seconds of a push in which a request of each route (or of a method of vLLM's workers) was on its way; `free_gib` is
 what the server's GPU has left after each push. Between pushes the server of `ipc` sleeps, as it does in training.
 """
 
@@ -203,7 +203,7 @@ class Bench:
 
 
 def timed(kind: type[HttpEngine], seconds: dict[str, float]) -> type[HttpEngine]:
-    """A client of that kind which adds up, by route, how long its control requests take."""
+    """A client of that kind which adds up, by route or by the worker's method, how long its control requests take."""
 
     class Timed(kind):
         async def _control(self, method: str, route: str, timeout_s: float, **arguments: Any) -> Any:
@@ -211,7 +211,8 @@ def timed(kind: type[HttpEngine], seconds: dict[str, float]) -> type[HttpEngine]
             try:
                 return await super()._control(method, route, timeout_s, **arguments)
             finally:
-                seconds[route] += time.perf_counter() - started_s
+                name = (arguments.get("json") or {}).get("method", route)
+                seconds[name] += time.perf_counter() - started_s
 
     return Timed
 

@@ -146,8 +146,11 @@ class HttpEngine(ABC):
         """Replace the weights by those of a Hugging Face directory that the server can read; wakes a sleeping one."""
 
     @abstractmethod
-    async def begin_update(self) -> None:
-        """Pause, forget the version, and wake the memory of the weights: what comes before new weights."""
+    async def begin_update(self) -> int | None:
+        """Pause, forget the version, and wake the memory of the weights: what comes before new weights.
+
+        Returns: the version that the server held, as `held_version` tells it.
+        """
 
     @abstractmethod
     async def end_update(self, version: int) -> None:

@@ -56,12 +56,14 @@ class SglangEngine(HttpEngine):
         await self.post_update("/update_weights_from_disk", body)
         await self.end_update(version)
 
-    async def begin_update(self) -> None:
+    async def begin_update(self) -> int | None:
         if self.is_asleep:
             await self._memory("resume", ["weights"])
         else:
             await self.pause()
+        held = await self.held_version()
         await self._set_version(UNSYNCED)
+        return held
 
     async def end_update(self, version: int) -> None:
         if self.is_asleep:

@@ -32,10 +32,13 @@ class VllmEngine(HttpEngine):
     dialect = "vllm"
 
     async def pause(self) -> None:
-        await self._control_json("POST", "/pause", params={"mode": "abort"})
+        # Level 0 pauses as /pause does, which sleeps 20 ms more, but keeps cached prefixes. That nothing runs holds on
+        # to them is asked for so that it is an error if something does.
+        await self._control_json("POST", "/sleep", params={"level": 0, "mode": "abort"})
+        await self._control_json("POST", "/reset_prefix_cache", params={"reset_running_requests": "true"})
 
     async def resume(self) -> None:
-        await self._control_json("POST", "/resume")
+        await self._wake("scheduling")
 
     async def sleep(self) -> None:
         # Level 2 keeps no copy of the weights: every training step sends all of them anyway.
@@ -52,12 +55,14 @@ class VllmEngine(HttpEngine):
         await self._rpc("reload_weights", kwargs={"weights_path": str(directory)}, timeout_s=self.load_timeout_s)
         await self._end_update(version, in_place=False)
 
-    async def begin_update(self) -> None:
+    async def begin_update(self) -> int | None:
         if self.is_asleep:
             await self._wake("weights")
         else:
             await self.pause()
-        self.loads_in_place = all(state["in_place"] for state in await self._rpc("opid_begin_update"))
+        states = await self._rpc("opid_begin_update")
+        self.loads_in_place = all(state["in_place"] for state in states)
+        return _common_version(states)
 
     async def end_update(self, version: int) -> None:
         await self._end_update(version, in_place=self.loads_in_place)
@@ -78,9 +83,7 @@ class VllmEngine(HttpEngine):
         await self._rpc(method, kwargs=arguments, timeout_s=self.load_timeout_s)
 
     async def held_version(self) -> int | None:
-        states = await self._rpc("opid_weight_version")
-        versions = {state["version"] for state in states}
-        return versions.pop() if len(versions) == 1 else None
+        return _common_version(await self._rpc("opid_weight_version"))
 
     async def checksum(self, sent: Mapping[str, int]) -> str:
         """Each worker sums up its own shards; the digest of the whole is the sum of the parts modulo 2^64.
@@ -145,3 +148,9 @@ class VllmEngine(HttpEngine):
 
     async def _wake(self, tag: str) -> None:
         await self._control_json("POST", "/wake_up", params={"tags": tag})
+
+
+def _common_version(states: Sequence[Mapping[str, Any]]) -> int | None:
+    """None where the workers do not agree."""
+    versions = {state["version"] for state in states}
+    return versions.pop() if len(versions) == 1 else None

@@ -9,6 +9,7 @@ rebuild each layer. A digest is a sum over elements, each weighed by its positio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -21,20 +22,25 @@ from rollout.weight_sync.stream import receive
 class WeightBook:
     """Mixed into the worker class by vLLM: no name here may be one of the worker's."""
 
-    _opid_blocks: dict[str, list[Shard]]
-    _opid_awaited: set[str]
+    _opid_version: int | None = None
+    _opid_in_place: bool | None = None  # found out once: which layers a model has does not change
+    _opid_blocks: dict[str, list[Shard]]  # of one update: vLLM's own loading may make other tensors
+    _opid_filled: set[str]
     # One for all updates: what a stream has freed the allocator gives to no other.
     _opid_incoming: torch.cuda.Stream | None = None
 
-    def opid_begin_update(self) -> dict[str, bool]:
-        """The weights have no version from now on. `in_place`: whether they are taken by `opid_receive` and
-        `opid_read`; else by vLLM's own update."""
-        self._opid_version = None
-        model = self.model_runner.get_model()
-        has_all_layers = self.parallel_config.pipeline_parallel_size == 1
-        self._opid_blocks = blocks_by_name(model) if has_all_layers and is_plain(model) else {}
-        self._opid_awaited = set(self._opid_blocks)
-        return {"in_place": bool(self._opid_blocks)}
+    def opid_begin_update(self) -> dict[str, Any]:
+        """The weights have no version from now on.
+
+        Returns: their `version` until now; `in_place`: whether new ones are taken by `opid_receive` and `opid_read`;
+        else by vLLM's own update.
+        """
+        held = self.opid_weight_version()
+        self._opid_version, self._opid_blocks, self._opid_filled = None, {}, set()
+        if self._opid_in_place is None:
+            has_all_layers = self.parallel_config.pipeline_parallel_size == 1
+            self._opid_in_place = has_all_layers and is_plain(self.model_runner.get_model())
+        return held | {"in_place": self._opid_in_place}
 
     def opid_receive(self) -> None:
         """Take the buckets that the trainer broadcasts, until it says that all have come; may return before the GPU
@@ -70,16 +76,17 @@ class WeightBook:
         Raises:
             RuntimeError: they were to be taken in place, and some did not come.
         """
-        awaited, num_weights = self._opid_awaited, len(self._opid_blocks)
-        self._opid_blocks, self._opid_awaited = {}, set()
-        if in_place and awaited:
-            raise RuntimeError(f"{len(awaited)} of {num_weights} weights did not come, among them {min(awaited)}")
+        held = self._opid_find_blocks() if in_place else {}
+        missing = held.keys() - self._opid_filled
+        self._opid_blocks = {}
+        if missing:
+            raise RuntimeError(f"{len(missing)} of {len(held)} weights did not come, among them {min(missing)}")
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._opid_version = version
 
     def opid_weight_version(self) -> dict[str, int | None]:
-        return {"version": getattr(self, "_opid_version", None)}
+        return {"version": self._opid_version}
 
     def opid_weight_digests(self) -> dict[str, str]:
         """This rank's part of each weight's digest, modulo 2^64, in decimal (JSON readers round large numbers)."""
@@ -93,12 +100,18 @@ class WeightBook:
     def _opid_fill(self, bucket: Bucket) -> Exception | None:
         """Why some of the bucket was not taken."""
         try:
+            blocks = self._opid_find_blocks()
             for name, tensor in bucket.tensors():
-                if name not in self._opid_blocks:
+                if name not in blocks:
                     raise ValueError(f"this model has no weight {name}")
-                for shard in self._opid_blocks[name]:
+                for shard in blocks[name]:
                     shard.fill(tensor)
-                self._opid_awaited.discard(name)
+                self._opid_filled.add(name)
         except Exception as error:
             return error
         return None
+
+    def _opid_find_blocks(self) -> dict[str, list[Shard]]:
+        """Not before the first bucket is on its way: it takes some milliseconds."""
+        self._opid_blocks = self._opid_blocks or blocks_by_name(self.model_runner.get_model())
+        return self._opid_blocks

@@ -37,12 +37,15 @@ class Rendezvous:
         return f"megatron_opid_{self.port}"
 
 
+# Begins to send a tensor to every other rank; what it returns waits until that is done: the tensor must stay till then.
+Broadcast = Callable[[Tensor], Callable[[], None]]
+
+
 class Group(Protocol):
     """Rank 0 of the group, made on the GPU that is current in the thread."""
 
-    def broadcast(self, data: Tensor) -> None:
-        """Send a tensor to every other rank; returns when it is sent. In host memory it may lie where the group
-        streams (stream.py)."""
+    def broadcast(self, data: Tensor) -> Callable[[], None]:
+        """A `Broadcast`; `data` may lie in host memory where the group streams (stream.py)."""
         ...
 
     def close(self) -> None:
@@ -73,10 +76,12 @@ class VllmGroup:
             raise EngineError("vLLM finds no NCCL in the trainer's process; is VLLM_DISABLE_PYNCCL set?")
         self._stream = torch.cuda.Stream()
 
-    def broadcast(self, data: Tensor) -> None:
+    def broadcast(self, data: Tensor) -> Callable[[], None]:
         with torch.cuda.stream(self._stream):  # not on the stream that gathers the next bucket
-            self._communicator.broadcast(data.to(self._communicator.device), src=0, stream=self._stream)
-        self._stream.synchronize()
+            if not data.is_cuda:  # from pinned memory: a copy from other memory would wait for the stream
+                data = data.pin_memory().to(self._communicator.device, non_blocking=True)
+            self._communicator.broadcast(data, src=0, stream=self._stream)
+        return self._stream.record_event().synchronize
 
     def close(self) -> None:
         self._communicator.destroy()
@@ -99,10 +104,10 @@ class SglangGroup:
         )
         self._stream = torch.cuda.Stream()
 
-    def broadcast(self, data: Tensor) -> None:
+    def broadcast(self, data: Tensor) -> Callable[[], None]:
         with torch.cuda.stream(self._stream):  # not on the stream that gathers the next bucket
             distributed.broadcast(data, src=0, group=self._group)
-        self._stream.synchronize()
+        return self._stream.record_event().synchronize
 
     def close(self) -> None:
         # destroy_process_group would wait for ranks that died.
@@ -115,11 +120,11 @@ class GlooGroup:
     def __init__(self, rendezvous: Rendezvous, rank: int = 0):
         self._group = distributed.ProcessGroupGloo(_store(rendezvous, rank), rank, rendezvous.world_size, GLOO_TIMEOUT)
 
-    def broadcast(self, data: Tensor) -> None:
-        """Send from rank 0; on the other ranks, receive into `data`."""
+    def broadcast(self, data: Tensor) -> Callable[[], None]:
+        """Begin to send from rank 0; on the other ranks, to receive into `data`."""
         options = distributed.BroadcastOptions()
         options.rootRank = options.rootTensor = 0
-        self._group.broadcast([data], options).wait()
+        return self._group.broadcast([data], options).wait
 
     def close(self) -> None:
         """Nothing to do: the connections close with the last reference, and a rank that dies ends the broadcast."""

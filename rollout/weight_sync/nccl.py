@@ -42,7 +42,8 @@ class End(Enum):
 
 
 class NcclSync(ServerSync):
-    """While one bucket is sent the next is gathered; at most three are in memory: in transit, waiting, in the making.
+    """While buckets are sent the next is gathered; at most four are in memory: two in transit, one waits, one is in the
+    making.
 
     All servers that answer form one group with this rank. A server that fails during a transfer leaves the others with
     weights of which nobody knows how many are new: the run stops, and the same command, with the servers restarted,
@@ -100,9 +101,8 @@ class NcclSync(ServerSync):
         """Returns the URLs of the servers that have the weights now."""
         engines = await self._pool.reachable()
         try:
-            held = await asyncio.gather(*(engine.held_version() for engine in engines))
+            held = await asyncio.gather(*(engine.begin_update() for engine in engines))
             expected = [engine.expected_version for engine in engines]
-            await asyncio.gather(*(engine.begin_update() for engine in engines))
             await self._join(engines, held == expected and None not in held)
             await asyncio.gather(*map(update.begin, engines))
             await (self._stream if _load_in_place(engines) else self._request_each)(engines, waiting)
@@ -123,9 +123,10 @@ class NcclSync(ServerSync):
         group, _ = self._group
 
         def send() -> None:
+            sender = stream.Sender(group.broadcast)
             while isinstance(bucket := waiting.get(), Bucket):
-                stream.send_bucket(group.broadcast, bucket)
-            stream.send_end(group.broadcast, bucket.value if bucket is End.BROKEN else "")
+                sender.send(bucket)
+            sender.end(bucket.value if bucket is End.BROKEN else "")
 
         async with asyncio.TaskGroup() as tasks:
             for engine in engines:
@@ -139,7 +140,7 @@ class NcclSync(ServerSync):
             async with asyncio.TaskGroup() as tasks:
                 for engine in engines:
                     tasks.create_task(update.receive(engine, rendezvous, bucket))
-                tasks.create_task(self._in_thread(partial(group.broadcast, bucket.data)))
+                tasks.create_task(self._in_thread(partial(_broadcast, group, bucket)))
         if bucket is End.BROKEN:
             raise EngineError(bucket.value)
 
@@ -204,6 +205,11 @@ def _hand_over(waiting: queue.Queue[Bucket | End], bucket: Bucket | End, sending
             return
         except queue.Full:
             continue
+
+
+def _broadcast(group: Group, bucket: Bucket) -> None:
+    wait = group.broadcast(bucket.data)
+    wait()
 
 
 def _load_in_place(engines: Sequence[HttpEngine]) -> bool:

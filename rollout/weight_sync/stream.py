@@ -12,44 +12,57 @@ import torch
 from torch import Tensor
 
 from rollout.weight_sync.bucket import Bucket
-
-# Sends a tensor from rank 0; on the other ranks, receives into it.
-Broadcast = Callable[[Tensor], None]
+from rollout.weight_sync.groups import Broadcast
 
 
-def send_bucket(broadcast: Broadcast, bucket: Bucket) -> None:
-    """From rank 0; returns when the other ranks have the bytes."""
-    _send_text(broadcast, {"names": bucket.names, "dtypes": bucket.dtypes, "shapes": bucket.shapes})
-    broadcast(bucket.data)
+class Sender:
+    """Rank 0's end. A message is on its way while the next one is given: the link does not wait for what lies between
+    two buckets."""
+
+    def __init__(self, broadcast: Broadcast):
+        self._broadcast = broadcast
+        self._in_transit: list[tuple[Tensor, Callable[[], None]]] = []
+
+    def send(self, bucket: Bucket) -> None:
+        """Returns when the bucket before is sent."""
+        told = {"names": bucket.names, "dtypes": bucket.dtypes, "shapes": bucket.shapes}
+        self._send(*_text(told), bucket.data)
+
+    def end(self, fault: str = "") -> None:
+        """The last message: nothing follows, or, with a `fault`, not all that should have come. Returns when all is
+        sent."""
+        self._send(*_text({"fault": fault}))
+        self._send()
+
+    def _send(self, *parts: Tensor) -> None:
+        started = [(part, self._broadcast(part)) for part in parts]
+        for _, wait in self._in_transit:
+            wait()
+        self._in_transit = started
 
 
-def send_end(broadcast: Broadcast, fault: str = "") -> None:
-    """The last message: nothing follows, or, with a `fault`, not all that should have come."""
-    _send_text(broadcast, {"fault": fault})
-
-
-def receive(broadcast: Broadcast, device: torch.device) -> Iterator[Bucket]:
-    """What rank 0 sends, in memory of its own each.
+def receive(take: Callable[[Tensor], object], device: torch.device) -> Iterator[Bucket]:
+    """What rank 0 sends, in memory of its own each; `take` has the next broadcast fill a tensor.
 
     Raises:
         RuntimeError: the sender gave up.
     """
     while True:
         length = torch.empty(1, dtype=torch.int64, device=device)
-        broadcast(length)
+        take(length)
         text = torch.empty(int(length), dtype=torch.uint8, device=device)
-        broadcast(text)
-        told = json.loads(bytes(text.tolist()))
+        take(text)
+        told = json.loads(text.cpu().numpy().tobytes())
         if "fault" in told:
             if told["fault"]:
                 raise RuntimeError(told["fault"])
             return
         bucket = Bucket.of(told["names"], told["dtypes"], told["shapes"], device)
-        broadcast(bucket.buffer)
+        take(bucket.buffer)
         yield bucket
 
 
-def _send_text(broadcast: Broadcast, told: dict) -> None:
+def _text(told: dict) -> tuple[Tensor, Tensor]:
+    """Its length and itself."""
     text = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
-    broadcast(torch.tensor([len(text)]))
-    broadcast(text)
+    return torch.tensor([len(text)]), text

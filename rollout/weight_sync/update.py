@@ -25,7 +25,7 @@ async def begin_without_group(engine: HttpEngine) -> None:
 
 
 async def receive_stream(engine: HttpEngine) -> None:
-    """Have one server take all buckets in place: those that `stream.send_bucket` sends, which must come meanwhile."""
+    """Have one server take all buckets in place: those that a `stream.Sender` sends, which must come meanwhile."""
     await engine.call_workers("opid_receive")
 
 

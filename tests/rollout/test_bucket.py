@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rollout.weight_sync.bucket import buckets, new_memory
-from rollout.weight_sync.stream import receive, send_bucket, send_end
+from rollout.weight_sync.stream import Sender, receive
 
 
 def tensors():
@@ -48,6 +48,16 @@ def test_memory_is_asked_for_once_per_bucket():
     assert len(asked) == len(packed) and max(asked) == tensors()[5][1].nbytes
 
 
+def recorder(sent):
+    """A broadcast to nobody, which is done at once."""
+
+    def broadcast(data):
+        sent.append(data)
+        return lambda: None
+
+    return broadcast
+
+
 def replay(sent):
     """What was broadcast, into the receiver's tensors."""
     messages = iter(sent)
@@ -62,9 +72,10 @@ def replay(sent):
 
 def test_a_stream_tells_what_comes_and_when_it_ends():
     sent = []
+    sender = Sender(recorder(sent))
     for bucket in buckets(tensors(), 1024):
-        send_bucket(sent.append, bucket)
-    send_end(sent.append)
+        sender.send(bucket)
+    sender.end()
     received = [pair for bucket in receive(replay(sent), torch.device("cpu")) for pair in bucket.tensors()]
     for (name, tensor), (other_name, other) in zip(tensors(), received, strict=True):
         assert name == other_name and tensor.dtype == other.dtype and torch.equal(tensor, other)
@@ -72,6 +83,24 @@ def test_a_stream_tells_what_comes_and_when_it_ends():
 
 def test_a_sender_that_gives_up_says_so():
     sent = []
-    send_end(sent.append, "the disk is full")
+    Sender(recorder(sent)).end("the disk is full")
     with pytest.raises(RuntimeError, match="the disk is full"):
         list(receive(replay(sent), torch.device("cpu")))
+
+
+def test_one_bucket_is_in_transit_while_the_next_is_given():
+    """And all are sent at the end: what was given may not change before."""
+    begun, ended = [], []
+
+    def broadcast(data):
+        begun.append(data)
+        return lambda: ended.append(data)
+
+    sender = Sender(broadcast)
+    first, second = list(buckets([("a", torch.ones(3)), ("b", torch.zeros(5))], 1))
+    sender.send(first)
+    assert len(begun) == 3 and not ended
+    sender.send(second)
+    assert len(begun) == 6 and ended[2].data_ptr() == first.data.data_ptr() and len(ended) == 3
+    sender.end()
+    assert len(begun) == len(ended) == 8

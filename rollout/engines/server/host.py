@@ -63,11 +63,10 @@ class Host:
             leaving.cancel()
             self._running.discard(task)
 
-    async def pause(self, *, abort: bool) -> None:
-        """Admit no request until `resume`; returns when none runs."""
+    async def pause(self) -> None:
+        """Abort what runs and admit no request until `resume`; returns when none runs."""
         self.is_paused = True
-        if abort:
-            self.abort_all()
+        self.abort_all()
         await self.engine.pause()
 
     async def resume(self) -> None:
@@ -93,15 +92,19 @@ class Host:
         Raises: ValueError: these are not this model's weights, whole.
         """
         await self.engine.update_weights(named_tensors, self.engine.weight_version + 1)
-        self._blocks.clear()
+        self.forget_prefixes()
         if self.is_paused:
             await self.engine.pause()
 
+    def forget_prefixes(self) -> None:
+        """No prompt's beginning counts as seen before."""
+        self._blocks.clear()
+
     async def sleep(self, *, drop_weights: bool) -> None:
         """Pause and give memory back; weights that are dropped are wrong after `wake`, until they are loaded."""
-        await self.pause(abort=True)
+        await self.pause()
         self.is_asleep = True
-        self._blocks.clear()
+        self.forget_prefixes()
         if drop_weights:
             with torch.no_grad():
                 for parameter in self.engine.model.parameters():

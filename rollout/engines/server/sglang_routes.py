@@ -124,7 +124,7 @@ class _Routes:
         mode = (await request.json()).get("mode", "abort")
         if mode != "abort":
             return _error(f"mode={mode} is not emulated")
-        await self._host.pause(abort=True)
+        await self._host.pause()
         return JSONResponse({"message": "Generation paused successfully.", "status": "ok"})
 
     async def resume(self, request: Request) -> Response:
@@ -217,6 +217,7 @@ class _Routes:
         return Response()
 
     async def flush_cache(self, request: Request) -> Response:
+        self._host.forget_prefixes()
         return PlainTextResponse("Cache flushed.\n")
 
     async def model_info(self, request: Request) -> Response:

@@ -49,7 +49,7 @@ class Transfer:
             num_bytes += size
             if end == len(names) or (max_bytes is not None and num_bytes > max_bytes):
                 bucket = Bucket.of(names[start:end], dtypes[start:end], shapes[start:end], torch.device("cpu"))
-                await asyncio.to_thread(group.broadcast, bucket.buffer)
+                await asyncio.to_thread(group.broadcast(bucket.buffer))
                 self._received.update(bucket.tensors())
                 start, num_bytes = end, 0
 
@@ -62,7 +62,7 @@ class Transfer:
         group = self._joined()
 
         def take() -> None:
-            for bucket in receive(group.broadcast, torch.device("cpu")):
+            for bucket in receive(lambda data: group.broadcast(data)(), torch.device("cpu")):
                 self._received.update(bucket.tensors())
 
         await asyncio.to_thread(take)

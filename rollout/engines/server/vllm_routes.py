@@ -33,8 +33,7 @@ def routes(host: Host) -> list[Route]:
     return [
         Route("/health", api.health),
         Route("/inference/v1/generate", api.generate, methods=["POST"]),
-        Route("/pause", api.pause, methods=["POST"]),
-        Route("/resume", api.resume, methods=["POST"]),
+        Route("/reset_prefix_cache", api.reset_prefix_cache, methods=["POST"]),
         Route("/is_paused", api.is_paused),
         Route("/sleep", api.sleep, methods=["POST"]),
         Route("/wake_up", api.wake_up, methods=["POST"]),
@@ -107,22 +106,18 @@ class _Routes:
         }
         return JSONResponse(answer)
 
-    async def pause(self, request: Request) -> Response:
-        mode = request.query_params.get("mode", "abort")
-        if mode not in ("abort", "wait"):
-            return JSONResponse({"error": f"mode={mode} is not emulated"}, 400)
-        await self._host.pause(abort=mode == "abort")
-        return JSONResponse({"status": "paused"})
-
-    async def resume(self, request: Request) -> Response:
-        await self._host.resume()
-        return JSONResponse({"status": "resumed"})
+    async def reset_prefix_cache(self, request: Request) -> Response:
+        self._host.forget_prefixes()
+        return Response()
 
     async def is_paused(self, request: Request) -> Response:
         return JSONResponse({"is_paused": self._host.is_paused})
 
     async def sleep(self, request: Request) -> Response:
         level = int(request.query_params.get("level", "1"))
+        if level == 0:
+            await self._host.pause()
+            return Response()
         await self._host.sleep(drop_weights=level == 2)
         self._asleep = {"weights", "kv_cache"}
         return Response()
@@ -199,9 +194,9 @@ class _Routes:
                     return _error(f"{type(error).__name__}: {error}", "InternalServerError", 500)
                 result = None
             case "opid_begin_update":
+                result = {"in_place": self._in_place, "version": self._host.version_label}
                 self._host.version_label = None
                 self._transfer.start()
-                result = {"in_place": self._in_place}
             case "opid_receive":
                 try:
                     await self._transfer.receive_all()

@@ -199,6 +199,21 @@ async def test_sglangs_checksum_tells_weights_apart(farm: Farm):
 
 
 @dialects
+async def test_weights_end_the_prefixes_that_older_ones_computed(farm: Farm, dialect: str):
+    async with synced(farm, dialect) as engine:
+        long = [*PROMPT * 10]
+        for _ in range(2):
+            await engine.generate(long, SAMPLING, session="a")
+        before = await engine.cache_counts()
+        await engine.begin_update()
+        engine.loads_in_place = False  # nothing comes: the weights stay, the server cannot know
+        await engine.end_update(engine.expected_version)
+        await engine.generate(long, SAMPLING, session="a")
+        after = await engine.cache_counts()
+        assert before.hit_tokens > 0 and after.hit_tokens == before.hit_tokens
+
+
+@dialects
 async def test_turns_of_an_episode_hit_the_prefix_cache(farm: Farm, dialect: str):
     async with synced(farm, dialect) as engine:
         before = await engine.cache_counts()

@@ -18,7 +18,6 @@ class SilentServer:
 
     dialect, url, expected_version = "vllm", "http://127.0.0.1:9", None
 
-    async def held_version(self) -> None: ...
     async def begin_update(self) -> None: ...
     async def world_size(self) -> int:
         return 1

@@ -92,13 +92,14 @@ def test_pushes_reach_every_server_in_buckets_of_any_size(farm: Farm, dialect: s
         assert loop.answers() == [greedy(0)] * len(farm.urls(dialect))
 
 
-def as_a_mixture(engine: VllmEngine) -> Callable[[], Awaitable[None]]:
+def as_a_mixture(engine: VllmEngine) -> Callable[[], Awaitable[int | None]]:
     begin_update = engine.begin_update
 
-    async def begin() -> None:
-        await begin_update()
+    async def begin() -> int | None:
+        held = await begin_update()
         assert engine.loads_in_place
         engine.loads_in_place = False
+        return held
 
     return begin
 
@@ -125,10 +126,8 @@ def test_weights_that_are_not_taken_in_place_go_through_vllms_own_update(farm: F
 
 
 def change_before_sending(change: Callable[[Bucket], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    send_bucket = stream.send_bucket
-    monkeypatch.setattr(
-        stream, "send_bucket", lambda broadcast, bucket: (change(bucket), send_bucket(broadcast, bucket))
-    )
+    send = stream.Sender.send
+    monkeypatch.setattr(stream.Sender, "send", lambda sender, bucket: (change(bucket), send(sender, bucket)))
 
 
 def test_gathering_goes_on_while_a_bucket_is_sent(farm: Farm, monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,8 @@ from rollout.engines import vllm_extension
 from rollout.engines.vllm_extension import WeightBook
 from rollout.weight_sync.bucket import buckets
 from rollout.weight_sync.digest import digest
-from rollout.weight_sync.stream import send_bucket, send_end
+from rollout.weight_sync.stream import Sender
+from tests.rollout.test_bucket import recorder
 
 HEADS, KV_HEADS, HEAD_SIZE, HIDDEN, FEED_FORWARD, VOCABULARY = 4, 2, 8, 16, 24, 41
 
@@ -200,9 +201,10 @@ class Replay:
 def send(worker: WeightBook, tensors: dict[str, torch.Tensor]) -> None:
     """All of `tensors`, in buckets of 2 KiB and those that are larger."""
     sent: list[torch.Tensor] = []
+    sender = Sender(recorder(sent))
     for bucket in buckets(tensors.items(), 2048):
-        send_bucket(sent.append, bucket)
-    send_end(sent.append)
+        sender.send(bucket)
+    sender.end()
     worker.weight_transfer_engine = SimpleNamespace(model_update_group=Replay(sent))
     worker.opid_receive()
 
@@ -214,7 +216,7 @@ def test_weights_taken_in_place_are_a_load_of_them_on_every_rank(size: int):
         model, expected = shard_of(old, rank, size), shard_of(new, rank, size)
         places = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
         worker = worker_of(model)
-        assert worker.opid_begin_update() == {"in_place": True}
+        assert worker.opid_begin_update() == {"in_place": True, "version": None}
         send(worker, new)
         worker.opid_end_update(3, in_place=True)
         for name, parameter in model.named_parameters():
@@ -263,14 +265,14 @@ def test_what_comes_after_a_fault_is_still_received():
 def test_a_rank_that_has_some_of_the_layers_takes_nothing_in_place():
     worker = worker_of(shard_of(whole(torch.bfloat16), 0, 1))
     worker.parallel_config.pipeline_parallel_size = 2
-    assert worker.opid_begin_update() == {"in_place": False}
+    assert worker.opid_begin_update()["in_place"] is False
 
 
 def test_a_model_with_other_layers_is_left_to_vllms_own_update():
     model = shard_of(whole(torch.bfloat16), 0, 1)
     model.model.layers[0].mlp.experts = OurExperts()
     model.model.layers[0].mlp.experts.w2_weight = nn.Parameter(torch.zeros(4, 2, 2), requires_grad=False)
-    assert worker_of(model).opid_begin_update() == {"in_place": False}
+    assert worker_of(model).opid_begin_update()["in_place"] is False
     model = shard_of(whole(torch.bfloat16), 0, 1)
     model.model.layers[0].self_attn.o_proj.quant_method = OurExperts()
-    assert worker_of(model).opid_begin_update() == {"in_place": False}
+    assert worker_of(model).opid_begin_update()["in_place"] is False
