@@ -101,7 +101,6 @@ class Bench:
             "float32" if options.cpu else "bfloat16",
             transfer=options.transport,
             gpu_memory_utilization=options.gpu_memory_utilization,
-            max_model_tokens=4096,
             sleeps=options.transport == "ipc",
             dummy_weights=options.transport != "disk",
             on_cpu=options.cpu,

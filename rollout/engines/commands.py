@@ -30,8 +30,9 @@ for place in spec.submodule_search_locations if spec else ():
 """
 # Tokens of a step for which vLLM replays a CUDA graph: its own sizes, which 0.24.0 ends at two tokens a sequence and
 # 512 in all, and larger ones. Only steps of nothing but next tokens stay below its end, and where each episode goes on
-# by itself nearly every step holds a prompt, too. One graph for all of such a step (cudagraph_mode FULL) gives
-# a sixth more tokens/s, and our GPU tests fail with it: 0.24.0's newer model runner captures one token a request.
+# by itself nearly every step holds a prompt, too. One graph holds all of such a step (cudagraph_mode FULL), which
+# 0.24.0's older model runner alone captures for prompts (gpu_model_runner.py's _dummy_run): the newer one's stand-in
+# has one token a request (worker/gpu/input_batch.py's make_dummy). For it a sequence is then as long as the step.
 VLLM_GRAPH_TOKENS = (1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 2049, 128))
 
 
@@ -41,9 +42,10 @@ class ServerSettings:
 
     `host` is the address to listen on, `dtype` float32 or bfloat16; `transfer` the weight transport; `sleeps` asks for
     memory that can be given back; `dummy_weights` starts without weights, which sync over disk cannot mend; `on_cpu`
-    for our CPU server; `arguments` follow all others. `num_api_servers` are vLLM's processes that answer for one
-    engine: of each sampled token's log-prob vLLM 0.24.0 makes several objects on the way to JSON, which one process
-    hardly does for 128 requests (docs/bench/rollout_vllm_one_api_server.json).
+    for our CPU server; `arguments` follow all others; `max_model_tokens` are a prompt's and its response's.
+    `num_api_servers` are vLLM's processes that answer for one engine: of each sampled token's log-prob vLLM 0.24.0
+    makes several objects on the way to JSON, which one process hardly does for 128 requests
+    (docs/bench/rollout_vllm_one_api_server.json).
     """
 
     dialect: Literal["vllm", "sglang"]
@@ -55,7 +57,7 @@ class ServerSettings:
     num_api_servers: int = 4
     gpu_memory_utilization: float = 0.85
     max_batch_sequences: int = 64
-    max_model_tokens: int | None = None
+    max_model_tokens: int = 4096
     sleeps: bool = False
     dummy_weights: bool = False
     on_cpu: bool = False
@@ -146,21 +148,22 @@ def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> S
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
         *("--worker-extension-cls", EXTENSION),
         *("--api-server-count", str(settings.num_api_servers)),
+        *("--max-model-len", str(settings.max_model_tokens)),
         "--disable-uvicorn-access-log",  # a line per response
     ]
-    compilation: dict[str, Any] = {"cudagraph_capture_sizes": VLLM_GRAPH_TOKENS}
+    graph_tokens = [tokens for tokens in VLLM_GRAPH_TOKENS if tokens <= settings.max_model_tokens]
+    compilation: dict[str, Any] = {"cudagraph_mode": "FULL", "cudagraph_capture_sizes": graph_tokens}
     if settings.tensor_parallel > 1:
         compilation["pass_config"] = {"fuse_allreduce_rms": False}
         environment = environment | {"VLLM_ALLREDUCE_USE_SYMM_MEM": "0"}
     arguments += ["--compilation-config", json.dumps(compilation)]
-    if settings.max_model_tokens is not None:
-        arguments += ["--max-model-len", str(settings.max_model_tokens)]
     if settings.sleeps:
         arguments += ["--enable-sleep-mode"]
     if settings.dummy_weights:
         arguments += ["--load-format", "dummy"]
     # Without dev mode the routes for weights, pause and sleep do not exist.
     environment = environment | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+    environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     if settings.transfer != "disk":
         arguments += ["--weight-transfer-config", json.dumps({"backend": settings.transfer})]
     if settings.transfer == "ipc":
@@ -178,6 +181,7 @@ def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], ke
         *("--tp-size", str(settings.tensor_parallel)),
         *("--mem-fraction-static", str(settings.gpu_memory_utilization)),
         *("--max-running-requests", str(settings.max_batch_sequences)),
+        *("--context-length", str(settings.max_model_tokens)),
         *("--skip-tokenizer-init", "--enable-metrics", "--weight-version", UNSYNCED),
         *("--attention-backend", "triton", "--sampling-backend", "pytorch"),
         *("--log-level", "warning"),  # at info it prints its keys
@@ -187,8 +191,6 @@ def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], ke
     if settings.transfer == "nccl":
         # SGLang switches it off; both ends of a transfer must agree, or the first broadcast fails.
         environment = environment | {"NCCL_CUMEM_ENABLE": os.environ.get("NCCL_CUMEM_ENABLE", "1")}
-    if settings.max_model_tokens is not None:
-        arguments += ["--context-length", str(settings.max_model_tokens)]
     if settings.sleeps:
         arguments += ["--enable-memory-saver"]
         environment = environment | _cuda_runtime_paths()

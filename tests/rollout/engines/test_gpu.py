@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from tests.rollout.tiny import make_tokenizer
 pytestmark = pytest.mark.timeout(900)
 PROMPT = list(range(3, 40))
 UTILIZATION = 0.3
+LENGTHS = (1, 2, 9, 33, 64, 65, 120, 127, 129, 200, 255, 256, 257, 300, 401, 440)
 BUCKET_BYTES = 1 << 20  # several buckets for 9 MB
 # bf16 against fp32, of logits that are spread out; another seed's weights differ by more than 1.
 LOGPROB_ERROR = 0.15
@@ -54,11 +55,11 @@ def make_model(seed: int) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config).to(torch.bfloat16).eval()
 
 
-def error(model: Qwen3ForCausalLM, generation: Generation, temperature: float) -> float:
+def error(model: Qwen3ForCausalLM, generation: Generation, temperature: float, prompt: Sequence[int] = PROMPT) -> float:
     """The largest difference of the server's log-probs from the model's, in fp32."""
-    ids = torch.tensor([[*PROMPT, *generation.token_ids]])
+    ids = torch.tensor([[*prompt, *generation.token_ids]])
     with torch.no_grad():
-        logits = model.float()(ids).logits[0, len(PROMPT) - 1 : -1] / temperature
+        logits = model.float()(ids).logits[0, len(prompt) - 1 : -1] / temperature
     model.to(torch.bfloat16)
     sampled = torch.tensor(generation.token_ids)[:, None]
     ours = logits.log_softmax(-1).gather(1, sampled)[:, 0]
@@ -154,6 +155,26 @@ def check_push(server: Server, transport: str, seed: int, version: int) -> None:
 def test_pushes_arrive_whole_and_logprobs_are_transformers(same_gpu: Server, transport: str):
     for version, seed in ((1, 5), (2, 7)):
         check_push(same_gpu, transport, seed, version)
+
+
+@pytest.mark.gpu
+def test_a_step_of_prompts_and_next_tokens_gives_each_sequence_its_own(same_gpu: Server):
+    """A CUDA graph of such a step may have been captured for other lengths than it is replayed for."""
+    same_gpu.push("disk", 5, 3)
+    prompts = [[3 + (7 * index + place) % 1000 for place in range(length)] for index, length in enumerate(LENGTHS)]
+
+    async def sample(index: int) -> Generation:
+        await asyncio.sleep(0.01 * index)  # beside others' next tokens
+        sampling = Sampling(temperature=1.0, max_tokens=64, stop_token_ids=(), seed=index)
+        return await same_gpu.engine.generate(prompts[index], sampling, session=str(index))
+
+    async def sample_all() -> list[Generation]:
+        return await asyncio.gather(*map(sample, range(len(prompts))))
+
+    generations = same_gpu.runner.run(sample_all())
+    model = make_model(5)
+    errors = [error(model, generation, 1.0, prompt) for generation, prompt in zip(generations, prompts, strict=True)]
+    assert max(errors) < 2 * LOGPROB_ERROR, errors  # of 1,024 tokens
 
 
 @pytest.mark.gpu

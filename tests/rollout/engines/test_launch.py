@@ -159,16 +159,26 @@ def test_arguments_that_were_given_come_last(tmp_path, dialect: str, on_cpu: boo
     assert server_command(settings, 8000, ["0"], tmp_path / "keys.yaml").arguments[-2:] == own
 
 
+def compilation_config(words: tuple[str, ...]) -> dict:
+    return json.loads(words[words.index("--compilation-config") + 1])
+
+
+@pytest.mark.parametrize("max_model_tokens", [512, 32_768])
+def test_vllm_has_graphs_of_whole_steps_that_no_sequence_is_too_short_for(tmp_path, max_model_tokens: int):
+    settings = ServerSettings("vllm", Path("/model"), "bfloat16", max_model_tokens=max_model_tokens)
+    command = server_command(settings, 8000, ["0"], tmp_path / "keys.yaml")
+    assert command.environment["VLLM_USE_V2_MODEL_RUNNER"] == "0"  # the newer one captures no prompts
+    wanted = [tokens for tokens in VLLM_GRAPH_TOKENS if tokens <= max_model_tokens]
+    assert wanted[-1] == min(max_model_tokens, 2048)
+    assert compilation_config(command.arguments) == {"cudagraph_mode": "FULL", "cudagraph_capture_sizes": wanted}
+
+
 def test_servers_on_several_gpus_leave_multicast_alone(tmp_path):
     words = {}
     for dialect in ("vllm", "sglang"):
         settings = ServerSettings(dialect, Path("/model"), "bfloat16", tensor_parallel=2)
         words[dialect] = server_command(settings, 8000, ["0", "1"], tmp_path / "keys.yaml").arguments
-    compilation = json.loads(words["vllm"][words["vllm"].index("--compilation-config") + 1])
-    assert compilation == {
-        "cudagraph_capture_sizes": [*VLLM_GRAPH_TOKENS],
-        "pass_config": {"fuse_allreduce_rms": False},
-    }
+    assert compilation_config(words["vllm"])["pass_config"] == {"fuse_allreduce_rms": False}
     assert "--enforce-disable-flashinfer-allreduce-fusion" in words["sglang"]
 
 
