@@ -3,12 +3,14 @@
 A server has children of its own, which a signal to the server alone would leave behind. When the parent is gone, or at
 a signal, the guard stops the server with SIGTERM, kills what is left of its process group after a grace, and ends with
 its code. It looks for the parent itself: the kernel's death signal is of the thread that started a process, and servers
-are restarted by threads that end before the trainer.
+are restarted by threads that end before the trainer. The guard's own thread lasts: should someone kill the guard alone,
+the kernel sends the server SIGTERM.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -18,6 +20,8 @@ import time
 KILL_NOW = signal.SIGINT  # to the guard: without a grace
 GRACE_S = 20.0
 POLL_S = 0.1
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +30,12 @@ def main(arguments: list[str]) -> int:
     asked: list[int] = []
     for number in (signal.SIGTERM, KILL_NOW):
         signal.signal(number, lambda received, _frame: asked.append(received))
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+    )
     try:
         while server.poll() is None and not asked and os.getppid() == int(parent):
             time.sleep(POLL_S)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from rollout.engines.base import EngineError
@@ -283,3 +284,16 @@ def test_a_server_that_a_thread_has_restarted_outlives_the_thread(tmp_path):
         loop.close()
         time.sleep(1)  # ten looks of its guard
         assert launcher.death(url) is None and httpx.get(f"{url}/health", trust_env=False).status_code == 200
+
+
+async def test_a_server_ends_with_its_guard_also_where_that_is_killed(tmp_path):
+    told = tmp_path / "told"
+    told.touch()
+    with launcher_of(f"TOLD = {str(told)!r}; {SERVING_WHEN_TOLD}", tmp_path) as launcher:
+        (url,) = launcher.urls
+        await launcher.restart(url)
+        guard = psutil.Process(launcher.pid(url))
+        (server,) = guard.children()
+        guard.kill()
+        psutil.wait_procs([server], timeout=10)
+        assert not server.is_running() and launcher.death(url) is not None
