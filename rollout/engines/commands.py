@@ -19,7 +19,7 @@ from rollout.engines.sglang import UNSYNCED
 # The Python that vLLM or SGLang is installed in; unset or empty: this one.
 ENGINE_PYTHON = "ENGINE_PYTHON"
 KEY_GUARD = "rollout.engines.key_guard.KeyGuard"
-EXTENSION = "rollout.engines.vllm_extension.WeightBook"
+EXTENSION = "rollout.engines.vllm_worker.WeightBook"
 # nvidia/cu13/lib, or of CUDA 12 nvidia/cuda_runtime/lib.
 FIND_CUDA_RUNTIME = """
 import importlib.util, pathlib
@@ -33,7 +33,11 @@ for place in spec.submodule_search_locations if spec else ():
 # by itself nearly every step holds a prompt, too. One graph holds all of such a step (cudagraph_mode FULL), which
 # 0.24.0's older model runner alone captures for prompts (gpu_model_runner.py's _dummy_run): the newer one's stand-in
 # has one token a request (worker/gpu/input_batch.py's make_dummy). For it a sequence is then as long as the step.
+# FlashAttention must be ours then (vllm_attention.py).
 VLLM_GRAPH_TOKENS = (1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 2049, 128))
+# Parts of a sequence's keys that FlashAttention works on at the same time, at most. A graph holds memory for that many
+# partial outputs of all tokens, also asleep: of vLLM's own 32 they are 1 GiB for an 8B.
+VLLM_KEY_SPLITS = 8
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,7 @@ def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> S
         compilation["pass_config"] = {"fuse_allreduce_rms": False}
         environment = environment | {"VLLM_ALLREDUCE_USE_SYMM_MEM": "0"}
     arguments += ["--compilation-config", json.dumps(compilation)]
+    arguments += ["--attention-config", json.dumps({"flash_attn_max_num_splits_for_cuda_graph": VLLM_KEY_SPLITS})]
     if settings.sleeps:
         arguments += ["--enable-sleep-mode"]
     if settings.dummy_weights:

@@ -1,4 +1,4 @@
-"""What we add to a vLLM worker (`--worker-extension-cls rollout.engines.vllm_extension.WeightBook`).
+"""What we add to a vLLM worker (by vllm_worker.py).
 
 The version of its weights, which dies with the process; weights taken in place; and digests of them by Hugging Face
 name. What comes is copied into the blocks of this rank's tensors (vllm_shards.py), where vLLM's own update would
@@ -42,14 +42,15 @@ class WeightBook:
             self._opid_in_place = has_all_layers and is_plain(self.model_runner.get_model())
         return held | {"in_place": self._opid_in_place}
 
-    def opid_receive(self) -> None:
-        """Take the buckets that the trainer broadcasts, until it says that all have come; may return before the GPU
-        has them. A bucket that cannot be taken is a fault then: the other ranks would wait for this one in the next
+    def opid_receive(self, version: int) -> None:
+        """Take the buckets that the trainer broadcasts, until it says that all have come: the weights are `version`
+        then. A bucket that cannot be taken is a fault at the end: the other ranks would wait for this one in the next
         broadcast."""
         group, fault = self.weight_transfer_engine.model_update_group, None
         is_gpu = self.device.type == "cuda"
         if is_gpu and self._opid_incoming is None:
-            self._opid_incoming = torch.cuda.Stream(self.device)
+            # Before what fills: the blocks of a kernel that copies a bucket would hold the next broadcast up.
+            self._opid_incoming = torch.cuda.Stream(self.device, priority=-1)
         filling, incoming = torch.cuda.current_stream(self.device) if is_gpu else None, self._opid_incoming
         with torch.cuda.stream(incoming):
             for bucket in receive(lambda data: group.broadcast(data, src=0, stream=incoming), self.device):
@@ -60,6 +61,7 @@ class WeightBook:
                     fault = fault or self._opid_fill(bucket)
         if fault is not None:
             raise fault
+        self.opid_end_update(version, in_place=True)
 
     def opid_read(
         self, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]], handles: Sequence[str]

@@ -74,7 +74,7 @@ class VllmGroup:
         self._communicator: Any = NCCLWeightTransferEngine.trainer_init(info)
         if self._communicator.disabled:  # it would send nothing and say nothing
             raise EngineError("vLLM finds no NCCL in the trainer's process; is VLLM_DISABLE_PYNCCL set?")
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream(priority=-1)  # or the blocks of a kernel that gathers would hold it up
 
     def broadcast(self, data: Tensor) -> Callable[[], None]:
         with torch.cuda.stream(self._stream):  # not on the stream that gathers the next bucket

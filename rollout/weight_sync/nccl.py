@@ -99,15 +99,11 @@ class NcclSync(ServerSync):
 
     async def _send(self, waiting: queue.Queue[Bucket | End], version: int) -> list[str]:
         """Returns the URLs of the servers that have the weights now."""
-        engines = await self._pool.reachable()
+        held = await self._pool.reachable(lambda engine: engine.begin_update())
+        engines = tuple(held)
         try:
-            held = await asyncio.gather(*(engine.begin_update() for engine in engines))
-            expected = [engine.expected_version for engine in engines]
-            await self._join(engines, held == expected and None not in held)
-            await asyncio.gather(*map(update.begin, engines))
-            await (self._stream if _load_in_place(engines) else self._request_each)(engines, waiting)
-            await asyncio.gather(*map(update.finish, engines))
-            await asyncio.gather(*(engine.end_update(version) for engine in engines))
+            await self._join(engines, all(held[engine] == engine.expected_version is not None for engine in engines))
+            await (self._stream if _load_in_place(engines) else self._request_each)(engines, waiting, version)
         except (RuntimeError, ExceptionGroup) as error:  # torch's of a group, and EngineError, are RuntimeErrors
             fault = (
                 f"weights of version {version} were not taken by all servers, restart them and start the same command "
@@ -118,7 +114,7 @@ class NcclSync(ServerSync):
             raise EngineError(fault) from error
         return [engine.url for engine in engines]
 
-    async def _stream(self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Bucket | End]) -> None:
+    async def _stream(self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Bucket | End], version: int) -> None:
         """Broadcast all buckets, which tell what they hold."""
         group, _ = self._group
 
@@ -130,12 +126,15 @@ class NcclSync(ServerSync):
 
         async with asyncio.TaskGroup() as tasks:
             for engine in engines:
-                tasks.create_task(update.receive_stream(engine))
+                tasks.create_task(update.receive_stream(engine, version))
             tasks.create_task(self._in_thread(send))
 
-    async def _request_each(self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Bucket | End]) -> None:
+    async def _request_each(
+        self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Bucket | End], version: int
+    ) -> None:
         """Broadcast each bucket when all servers have been told what it holds."""
         group, rendezvous = self._group
+        await asyncio.gather(*map(update.begin, engines))
         while isinstance(bucket := await in_own_thread(waiting.get), Bucket):
             async with asyncio.TaskGroup() as tasks:
                 for engine in engines:
@@ -143,6 +142,8 @@ class NcclSync(ServerSync):
                 tasks.create_task(self._in_thread(partial(_broadcast, group, bucket)))
         if bucket is End.BROKEN:
             raise EngineError(bucket.value)
+        await asyncio.gather(*map(update.finish, engines))
+        await asyncio.gather(*(engine.end_update(version) for engine in engines))
 
     async def _join(self, engines: tuple[HttpEngine, ...], all_known: bool) -> None:
         """Form the group anew if other servers are to be in it, or if one does not have the weights of the last push:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rollout.engines.http import HttpEngine
+from rollout.engines.vllm import VllmEngine
 from rollout.weight_sync.bucket import Bucket
 from rollout.weight_sync.groups import Rendezvous
 from rollout.weight_sync.handles import vllm_payload
@@ -24,9 +25,11 @@ async def begin_without_group(engine: HttpEngine) -> None:
     await begin(engine)
 
 
-async def receive_stream(engine: HttpEngine) -> None:
-    """Have one server take all buckets in place: those that a `stream.Sender` sends, which must come meanwhile."""
-    await engine.call_workers("opid_receive")
+async def receive_stream(engine: VllmEngine, version: int) -> None:
+    """Have one server take all buckets in place, those that a `stream.Sender` sends, which must come meanwhile, and
+    serve them as `version`."""
+    await engine.call_workers("opid_receive", version=version)
+    await engine.end_pause()
 
 
 async def receive(engine: HttpEngine, rendezvous: Rendezvous, bucket: Bucket) -> None:

@@ -38,14 +38,14 @@ class Host:
         return len(self._running)
 
     async def generate(
-        self, prompt_ids: Sequence[int], sampling: Sampling, request: Request
+        self, prompt_ids: Sequence[int], sampling: Sampling, request: Request, cache_salt: str = ""
     ) -> tuple[Generation | None, int]:
         """The response, None if it was aborted or its caller has left; and how many prompt tokens a cache would have
         held. Waits while the engine is paused.
 
         Raises: ValueError for a request that cannot be run.
         """
-        num_cached = self._look_up(prompt_ids)
+        num_cached = self._look_up(prompt_ids, cache_salt)
         task = asyncio.create_task(self.engine.generate(prompt_ids, sampling, session=""))
         self._running.add(task)
         leaving = asyncio.create_task(_disconnect(request))
@@ -92,7 +92,6 @@ class Host:
         Raises: ValueError: these are not this model's weights, whole.
         """
         await self.engine.update_weights(named_tensors, self.engine.weight_version + 1)
-        self.forget_prefixes()
         if self.is_paused:
             await self.engine.pause()
 
@@ -114,9 +113,9 @@ class Host:
         self.is_asleep = False
         await self.resume()
 
-    def _look_up(self, prompt_ids: Sequence[int]) -> int:
+    def _look_up(self, prompt_ids: Sequence[int], salt: str) -> int:
         """Tokens of the prompt's leading blocks that were seen before; the last token is always computed."""
-        num_cached, chain, seen = 0, 0, True
+        num_cached, chain, seen = 0, hash(salt), True
         for start in range(0, len(prompt_ids) - CACHE_BLOCK_TOKENS, CACHE_BLOCK_TOKENS):
             chain = hash((chain, *prompt_ids[start : start + CACHE_BLOCK_TOKENS]))
             seen = seen and chain in self._blocks

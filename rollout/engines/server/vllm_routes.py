@@ -33,7 +33,7 @@ def routes(host: Host) -> list[Route]:
     return [
         Route("/health", api.health),
         Route("/inference/v1/generate", api.generate, methods=["POST"]),
-        Route("/reset_prefix_cache", api.reset_prefix_cache, methods=["POST"]),
+        Route("/resume", api.resume, methods=["POST"]),
         Route("/is_paused", api.is_paused),
         Route("/sleep", api.sleep, methods=["POST"]),
         Route("/wake_up", api.wake_up, methods=["POST"]),
@@ -80,7 +80,8 @@ class _Routes:
             seed=params.get("seed"),
         )
         try:
-            generation, _ = await self._host.generate(body["token_ids"], sampling, request)
+            salt = body.get("cache_salt") or ""
+            generation, _ = await self._host.generate(body["token_ids"], sampling, request, salt)
         except ValueError as error:
             return _error(str(error))
         except EngineError as error:
@@ -106,9 +107,9 @@ class _Routes:
         }
         return JSONResponse(answer)
 
-    async def reset_prefix_cache(self, request: Request) -> Response:
-        self._host.forget_prefixes()
-        return Response()
+    async def resume(self, request: Request) -> Response:
+        await self._host.resume()
+        return JSONResponse({"status": "resumed"})
 
     async def is_paused(self, request: Request) -> Response:
         return JSONResponse({"is_paused": self._host.is_paused})
@@ -202,6 +203,9 @@ class _Routes:
                     await self._transfer.receive_all()
                 except RuntimeError as error:
                     return _error(str(error), "InternalServerError", 500)
+                if error := await self._load_received():
+                    return _error(error, "InternalServerError", 500)
+                self._host.version_label = arguments["version"]
                 result = None
             case "opid_end_update":
                 if arguments["in_place"] and (error := await self._load_received()):

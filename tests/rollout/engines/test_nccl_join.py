@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -30,8 +31,8 @@ class Pool:
 
     async def halt(self) -> None: ...
 
-    async def reachable(self) -> tuple[SilentServer, ...]:
-        return self.engines
+    async def reachable(self, ask: Callable) -> dict[SilentServer, None]:
+        return dict.fromkeys(self.engines)
 
 
 class ClosedOnce:

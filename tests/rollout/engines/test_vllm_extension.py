@@ -198,7 +198,7 @@ class Replay:
         return next(self._sent, None) is None
 
 
-def send(worker: WeightBook, tensors: dict[str, torch.Tensor]) -> None:
+def send(worker: WeightBook, tensors: dict[str, torch.Tensor], version: int) -> None:
     """All of `tensors`, in buckets of 2 KiB and those that are larger."""
     sent: list[torch.Tensor] = []
     sender = Sender(recorder(sent))
@@ -206,7 +206,7 @@ def send(worker: WeightBook, tensors: dict[str, torch.Tensor]) -> None:
         sender.send(bucket)
     sender.end()
     worker.weight_transfer_engine = SimpleNamespace(model_update_group=Replay(sent))
-    worker.opid_receive()
+    worker.opid_receive(version)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -217,8 +217,7 @@ def test_weights_taken_in_place_are_a_load_of_them_on_every_rank(size: int):
         places = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
         worker = worker_of(model)
         assert worker.opid_begin_update() == {"in_place": True, "version": None}
-        send(worker, new)
-        worker.opid_end_update(3, in_place=True)
+        send(worker, new, 3)
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, expected.get_parameter(name)) and parameter.data_ptr() == places[name]
         assert worker.opid_weight_version() == {"version": 3}
@@ -241,15 +240,14 @@ def test_an_update_in_place_that_lacks_a_weight_or_brings_another_ends_it():
     tensors = whole(torch.bfloat16)
     worker = worker_of(shard_of(tensors, 0, 1))
     worker.opid_begin_update()
-    send(worker, {name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"})
     with pytest.raises(RuntimeError, match="1 of 8 weights did not come, among them model.norm.weight"):
-        worker.opid_end_update(1, in_place=True)
+        send(worker, {name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"}, 1)
     assert worker.opid_weight_version() == {"version": None}
     worker.opid_begin_update()
     with pytest.raises(ValueError, match="no weight other"):
-        send(worker, {"other": torch.zeros(3)})
+        send(worker, {"other": torch.zeros(3)}, 1)
     with pytest.raises(ValueError, match=r"model.norm.weight is \(16,\) here, \(17,\) came"):
-        send(worker, {"model.norm.weight": torch.zeros(17)})
+        send(worker, {"model.norm.weight": torch.zeros(17)}, 1)
 
 
 def test_what_comes_after_a_fault_is_still_received():
@@ -258,7 +256,7 @@ def test_what_comes_after_a_fault_is_still_received():
     worker = worker_of(shard_of(tensors, 0, 1))
     worker.opid_begin_update()
     with pytest.raises(ValueError, match="no weight other"):
-        send(worker, {"other": torch.zeros(3), **tensors})
+        send(worker, {"other": torch.zeros(3), **tensors}, 1)
     assert worker.weight_transfer_engine.model_update_group.is_at_its_end()
 
 
