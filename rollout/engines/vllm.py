@@ -61,6 +61,7 @@ class VllmEngine(HttpEngine):
         await self._end_update(version, in_place=False)
 
     async def begin_update(self) -> int | None:
+        self._salted_version = None
         stop = self._wake("weights") if self.is_asleep else self.pause()
         _, states = await asyncio.gather(stop, self._rpc("opid_begin_update"))
         self.loads_in_place = all(state["in_place"] for state in states)
@@ -153,8 +154,9 @@ class VllmEngine(HttpEngine):
         return readable(self.url, lambda: answer["results"])
 
     def _cache_salt(self) -> str:
-        """Of the prefixes that this version computes: emptying the cache takes longer than any other request of a push.
-        Drawn at random, since other runs on this server may have called other weights the same."""
+        """Of the prefixes that these weights compute: emptying the cache takes longer than any other request of a push.
+        Drawn at random after each update, by this client or by another rank's, which brings another version: other
+        runs on this server may have called other weights the same."""
         if self._salted_version != self.expected_version:
             self._salted_version, self._salt = self.expected_version, secrets.token_hex(16)
         return self._salt
