@@ -142,6 +142,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, games: Path, model: Path, launcher: Launcher):
         self._options, self._model, self._urls = options, model, launcher.urls
+        self._version = 0
         engines: list[HttpEngine] = [CLIENTS[options.dialect](url) for url in launcher.urls]
         self.pool = EnginePool(engines, PoolSettings(), launcher)
         self.pool_at_once = EnginePool(engines, PoolSettings(arrival_share=0.0), own=())
@@ -165,8 +166,10 @@ class Bench:
         await self.pool.close()
 
     async def load(self) -> None:
-        await self.pool.update(lambda engine: engine.load_from_disk(self._model, 0), 0)
-        self.pool_at_once.expect(0)
+        """The same weights by another version, which finds nothing in the cache."""
+        version, self._version = self._version, self._version + 1
+        await self.pool.update(lambda engine: engine.load_from_disk(self._model, version), version)
+        self.pool_at_once.expect(version)
 
     async def warm_up(self, worker: RolloutWorker) -> None:
         """A few turns: servers compile kernels at their first requests."""
@@ -241,6 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.dialect,
             model.absolute(),
             options.dtype,
+            max_model_tokens=options.prompt_tokens + options.response_tokens,
             max_batch_sequences=options.batch,
             gpu_memory_utilization=options.gpu_memory_utilization,
             on_cpu=not options.gpus,

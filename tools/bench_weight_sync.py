@@ -99,6 +99,7 @@ class Bench:
             options.dialect,
             self._model,
             "float32" if options.cpu else "bfloat16",
+            max_model_tokens=4096,
             transfer=options.transport,
             gpu_memory_utilization=options.gpu_memory_utilization,
             sleeps=options.transport == "ipc",

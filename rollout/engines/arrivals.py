@@ -1,8 +1,8 @@
 """Requests of one pool to one engine wait for one another for a moment, so that several prompts come at once.
 
-A step of an engine that takes in a prompt costs a multiple of one that samples next tokens only: it is larger, vLLM
-replays it in pieces, not as one CUDA graph, and SGLang's running requests stand still meanwhile. Where every episode
-goes on by itself some answer ends at nearly every step, and each step would pay for one prompt.
+A step of an engine that takes in a prompt costs more than one that samples next tokens only: it is larger, and SGLang's
+running requests stand still meanwhile. Where every episode goes on by itself some answer ends at nearly every step, and
+each step would pay for one prompt.
 """
 
 from __future__ import annotations

@@ -32,8 +32,9 @@ for place in spec.submodule_search_locations if spec else ():
 # 512 in all, and larger ones. Only steps of nothing but next tokens stay below its end, and where each episode goes on
 # by itself nearly every step holds a prompt, too. One graph holds all of such a step (cudagraph_mode FULL), which
 # 0.24.0's older model runner alone captures for prompts (gpu_model_runner.py's _dummy_run): the newer one's stand-in
-# has one token a request (worker/gpu/input_batch.py's make_dummy). For it a sequence is then as long as the step.
-# FlashAttention must be ours then (vllm_attention.py).
+# has one token a request (worker/gpu/input_batch.py's make_dummy). The older one's sequences are as long as the step: a
+# graph for more than the longest sequence would read beyond its table of blocks. FlashAttention must be ours
+# (vllm_attention.py, by EXTENSION).
 VLLM_GRAPH_TOKENS = (1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 2049, 128))
 # Parts of a sequence's keys that FlashAttention works on at the same time, at most. A graph holds memory for that many
 # partial outputs of all tokens, also asleep: of vLLM's own 32 they are 1 GiB for an 8B.
@@ -55,13 +56,13 @@ class ServerSettings:
     dialect: Literal["vllm", "sglang"]
     model: Path
     dtype: str
+    max_model_tokens: int
     host: str = LOOPBACK
     transfer: Literal["disk", "nccl", "ipc"] = "disk"
     tensor_parallel: int = 1
     num_api_servers: int = 4
     gpu_memory_utilization: float = 0.85
     max_batch_sequences: int = 64
-    max_model_tokens: int = 4096
     sleeps: bool = False
     dummy_weights: bool = False
     on_cpu: bool = False
@@ -152,10 +153,12 @@ def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> S
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
         *("--worker-extension-cls", EXTENSION),
         *("--api-server-count", str(settings.num_api_servers)),
-        *("--max-model-len", str(settings.max_model_tokens)),
         "--disable-uvicorn-access-log",  # a line per response
     ]
-    graph_tokens = [tokens for tokens in VLLM_GRAPH_TOKENS if tokens <= settings.max_model_tokens]
+    # Longer than any of ours where the model can be: so many tokens has the largest graph.
+    longest = max(settings.max_model_tokens, min(VLLM_GRAPH_TOKENS[-1], _positions(settings.model)))
+    arguments += ["--max-model-len", str(longest)]
+    graph_tokens = [tokens for tokens in VLLM_GRAPH_TOKENS if tokens <= longest]
     compilation: dict[str, Any] = {"cudagraph_mode": "FULL", "cudagraph_capture_sizes": graph_tokens}
     if settings.tensor_parallel > 1:
         compilation["pass_config"] = {"fuse_allreduce_rms": False}
@@ -177,6 +180,11 @@ def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> S
         environment["VLLM_API_KEY"] = os.environ[API_KEY]
         arguments += ["--middleware", KEY_GUARD]  # finds the key in the environment that the server inherits
     return ServerCommand((*arguments, *settings.arguments), environment)
+
+
+def _positions(model: Path) -> int:
+    """The longest sequence that a Hugging Face model is made for."""
+    return json.loads((model / "config.json").read_text())["max_position_embeddings"]
 
 
 def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], key_file: Path) -> ServerCommand:

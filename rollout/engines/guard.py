@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 KILL_NOW = signal.SIGINT  # to the guard: without a grace
 GRACE_S = 20.0
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+        preexec_fn=partial(_end_with, os.getpid()),
     )
     try:
         while server.poll() is None and not asked and os.getppid() == int(parent):
@@ -49,6 +50,12 @@ def main(arguments: list[str]) -> int:
             os.killpg(server.pid, signal.SIGKILL)
     code = server.wait()
     return code if code >= 0 else 128 - code
+
+
+def _end_with(parent: int) -> None:
+    """In the server, before it is one."""
+    if LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0 or os.getppid() != parent:
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -180,6 +180,7 @@ class Launcher:
 
     async def _start_anew(self, server: _Server) -> None:
         _kill(server)
+        await _wait_until_silent(server.url)
         self.spawn(server.url)
         await self._wait_until_healthy(server)
 
@@ -224,6 +225,14 @@ async def _answers(client: httpx.AsyncClient) -> bool:
         return (await client.get("/health")).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+async def _wait_until_silent(url: str) -> None:
+    """One whose guard was killed takes a while to end: it would pass for the next."""
+    deadline_s = time.monotonic() + GRACE_S
+    async with httpx.AsyncClient(base_url=url, timeout=5.0, trust_env=False) as client:
+        while await _answers(client) and time.monotonic() < deadline_s:
+            await asyncio.sleep(POLL_S)
 
 
 def _kill(server: _Server) -> None:

@@ -8,7 +8,6 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import TypeVar
 
 from rollout.engines.arrivals import Arrivals
 from rollout.engines.base import EngineError, Generation, Sampling
@@ -30,7 +29,6 @@ PROBE_INTERVAL_S = 15.0
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 30.0
 
 GiveWeights = Callable[[HttpEngine], Awaitable[None]]
-Answer = TypeVar("Answer")
 
 
 class EnginePool:
@@ -148,9 +146,8 @@ class EnginePool:
         self._mend_again()
         return tuple(member.engine.url for member in serving if member.fault is None)
 
-    async def reachable(self, ask: Callable[[HttpEngine], Awaitable[Answer]]) -> dict[HttpEngine, Answer]:
-        """All engines that answer `ask` now, also of those that are out, and what they answer; where none does, our own
-        are restarted first.
+    async def reachable(self) -> tuple[HttpEngine, ...]:
+        """All engines that answer now, also of those that are out; where none does, our own are restarted first.
 
         Nothing else is mended until `admit`.
 
@@ -158,29 +155,32 @@ class EnginePool:
             EngineError: none answers.
         """
         await self.halt()
-        answers, failures = await self._ask_all(ask), []
-        if all(isinstance(answer, EngineFault) for answer in answers) and self._owner is not None:
+        faults, failures = await self._silences(), []
+        if None not in faults and self._owner is not None:
             restarts = (self._try_restart(member) for member in self._members if member.is_own)
             failures = [failure for failure in await asyncio.gather(*restarts) if failure]
-            answers = await self._ask_all(ask)
-        answered = {}
-        for member, answer in zip(self._members, answers, strict=True):
-            if isinstance(answer, EngineFault):
-                self._mark_out(member, answer)
+            faults = await self._silences()
+        if None not in faults:
+            raise EngineError(f"no engine answers: {'; '.join(map(str, [*faults, *failures]))}")
+        engines = []
+        for member, fault in zip(self._members, faults, strict=True):
+            if fault is None:
+                engines.append(member.engine)
             else:
-                answered[member.engine] = answer
-        if not answered:
-            raise EngineError(f"no engine answers: {'; '.join(map(str, [*answers, *failures]))}")
-        return answered
+                self._mark_out(member, fault)
+        return tuple(engines)
 
-    async def _ask_all(self, ask: Callable[[HttpEngine], Awaitable[Answer]]) -> list[Answer | EngineFault]:
-        async def answer(member: PoolMember) -> Answer | EngineFault:
+    async def _silences(self) -> list[EngineFault | None]:
+        """Why each engine does not answer; None of one that does."""
+
+        async def ask(member: PoolMember) -> EngineFault | None:
             try:
-                return await ask(member.engine)
+                await member.engine.health()
             except EngineFault as fault:
                 return fault
+            return None
 
-        return await asyncio.gather(*map(answer, self._members))
+        return await asyncio.gather(*map(ask, self._members))
 
     async def halt(self) -> None:
         """Mend nothing until `update` or `admit`."""

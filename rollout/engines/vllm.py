@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,17 +32,13 @@ class VllmEngine(HttpEngine):
 
     dialect = "vllm"
 
-    def __init__(self, url: str, **timeouts: float):
-        super().__init__(url, **timeouts)
-        self._salted_version, self._salt = None, ""
-
     async def pause(self) -> None:
-        # Level 0 pauses as /pause does, without the 20 ms that /pause sleeps; and it keeps cached prefixes, which our
-        # salts make useless to other weights.
+        # Level 0 pauses as /pause does, without the 20 ms that /pause sleeps, and keeps cached prefixes: our requests
+        # find those of their own version only.
         await self._control_json("POST", "/sleep", params={"level": 0, "mode": "abort"})
 
     async def resume(self) -> None:
-        await self._control_json("POST", "/resume")
+        await self._wake("scheduling")
 
     async def sleep(self) -> None:
         # Level 2 keeps no copy of the weights: every training step sends all of them anyway.
@@ -61,21 +56,27 @@ class VllmEngine(HttpEngine):
         await self._end_update(version, in_place=False)
 
     async def begin_update(self) -> int | None:
-        self._salted_version = None
-        stop = self._wake("weights") if self.is_asleep else self.pause()
-        _, states = await asyncio.gather(stop, self._rpc("opid_begin_update"))
-        self.loads_in_place = all(state["in_place"] for state in states)
-        return _common_version(states)
+        if self.is_asleep:
+            await self._wake("weights")
+            states = await self._rpc("opid_begin_update")
+        else:
+            _, states = await asyncio.gather(self.pause(), self._rpc("opid_begin_update"))
+        self.loads_in_place = readable(self.url, lambda: all(state["in_place"] for state in states))
+        held = self._common_version(states)
+        if held is None or held != self.expected_version:
+            # Another run may have called other weights by the numbers that are to come. An error if anything runs.
+            await self._control_json("POST", "/reset_prefix_cache", params={"reset_running_requests": "true"})
+        return held
 
     async def end_update(self, version: int) -> None:
         await self._end_update(version, in_place=self.loads_in_place)
 
     async def _end_update(self, version: int, *, in_place: bool) -> None:
         await self._rpc("opid_end_update", kwargs={"version": version, "in_place": in_place})
-        await self.end_pause()
+        await self.serve_again()
 
-    async def end_pause(self) -> None:
-        """Serve again where the workers have called the weights by their version themselves (`opid_receive`)."""
+    async def serve_again(self) -> None:
+        """The end of an update whose weights have their version."""
         if self.is_asleep:
             await self._wake("kv_cache")
             self.is_asleep = False
@@ -90,7 +91,7 @@ class VllmEngine(HttpEngine):
         await self._rpc(method, kwargs=arguments, timeout_s=self.load_timeout_s)
 
     async def held_version(self) -> int | None:
-        return _common_version(await self._rpc("opid_weight_version"))
+        return self._common_version(await self._rpc("opid_weight_version"))
 
     async def checksum(self, sent: Mapping[str, int]) -> str:
         """Each worker sums up its own shards; the digest of the whole is the sum of the parts modulo 2^64.
@@ -138,7 +139,7 @@ class VllmEngine(HttpEngine):
             "detokenize": False,
             "output_kind": FINAL_ONLY,
         }
-        return {"token_ids": list(prompt_ids), "sampling_params": params, "cache_salt": self._cache_salt()}
+        return {"token_ids": list(prompt_ids), "sampling_params": params, "cache_salt": str(self.expected_version)}
 
     def _read_generation(self, answer: Any, sampling: Sampling, version: int) -> Generation:
         (choice,) = answer["choices"]
@@ -153,19 +154,10 @@ class VllmEngine(HttpEngine):
         answer = await self._control_json("POST", "/collective_rpc", json=body, timeout_s=timeout_s)
         return readable(self.url, lambda: answer["results"])
 
-    def _cache_salt(self) -> str:
-        """Of the prefixes that these weights compute: emptying the cache takes longer than any other request of a push.
-        Drawn at random after each update, by this client or by another rank's, which brings another version: other
-        runs on this server may have called other weights the same."""
-        if self._salted_version != self.expected_version:
-            self._salted_version, self._salt = self.expected_version, secrets.token_hex(16)
-        return self._salt
+    def _common_version(self, states: Sequence[Mapping[str, Any]]) -> int | None:
+        """None where the workers do not agree."""
+        versions = readable(self.url, lambda: {state["version"] for state in states})
+        return versions.pop() if len(versions) == 1 else None
 
     async def _wake(self, tag: str) -> None:
         await self._control_json("POST", "/wake_up", params={"tags": tag})
-
-
-def _common_version(states: Sequence[Mapping[str, Any]]) -> int | None:
-    """None where the workers do not agree."""
-    versions = {state["version"] for state in states}
-    return versions.pop() if len(versions) == 1 else None

@@ -26,8 +26,8 @@ class WeightSync(ABC):
     """Sends full tensors under Hugging Face names; compares digests on the first of every `verify_every` pushes.
 
     All ranks of the trainer push: gathering a tensor is a collective, so each one exhausts the iterator, whatever
-    happens. A transport implements `transfer` and `verify`, and makes its own buckets: no more than a bucket or two
-    need be in memory at once. One rank compares digests: `is_sender`, which also sends where only one rank does.
+    happens. A transport implements `transfer` and `verify`, and makes its own buckets, of which a few are in memory at
+    once, never all. One rank compares digests: `is_sender`, which also sends where only one rank does.
 
     Raises:
         ValueError: `verify_every` is below 1.

@@ -37,15 +37,12 @@ class Rendezvous:
         return f"megatron_opid_{self.port}"
 
 
-# Begins to send a tensor to every other rank; what it returns waits until that is done: the tensor must stay till then.
-Broadcast = Callable[[Tensor], Callable[[], None]]
-
-
 class Group(Protocol):
     """Rank 0 of the group, made on the GPU that is current in the thread."""
 
     def broadcast(self, data: Tensor) -> Callable[[], None]:
-        """A `Broadcast`; `data` may lie in host memory where the group streams (stream.py)."""
+        """Begin to send a tensor to every other rank; what this returns waits until that is done: the tensor must stay
+        till then. It may lie in host memory where the group streams (stream.py)."""
         ...
 
     def close(self) -> None:

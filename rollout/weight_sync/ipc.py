@@ -72,7 +72,7 @@ class IpcSync(ServerSync):
 
             def begin() -> None:
                 nonlocal engines
-                reachable = self._run(self._pool.reachable(lambda engine: engine.health()))
+                reachable = self._run(self._pool.reachable())
                 engines = tuple(engine for engine in reachable if engine.url in self._urls)
                 self._all(engines, _begin)
 

@@ -99,10 +99,11 @@ class NcclSync(ServerSync):
 
     async def _send(self, waiting: queue.Queue[Bucket | End], version: int) -> list[str]:
         """Returns the URLs of the servers that have the weights now."""
-        held = await self._pool.reachable(lambda engine: engine.begin_update())
-        engines = tuple(held)
+        engines = await self._pool.reachable()
         try:
-            await self._join(engines, all(held[engine] == engine.expected_version is not None for engine in engines))
+            held = await asyncio.gather(*(engine.begin_update() for engine in engines))
+            expected = [engine.expected_version for engine in engines]
+            await self._join(engines, held == expected and None not in held)
             await (self._stream if _load_in_place(engines) else self._request_each)(engines, waiting, version)
         except (RuntimeError, ExceptionGroup) as error:  # torch's of a group, and EngineError, are RuntimeErrors
             fault = (
@@ -128,6 +129,7 @@ class NcclSync(ServerSync):
             for engine in engines:
                 tasks.create_task(update.receive_stream(engine, version))
             tasks.create_task(self._in_thread(send))
+        await asyncio.gather(*(engine.serve_again() for engine in engines))
 
     async def _request_each(
         self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Bucket | End], version: int

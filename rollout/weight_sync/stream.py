@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from rollout.weight_sync.bucket import Bucket
-from rollout.weight_sync.groups import Broadcast
+
+# Begins to send a tensor; what it returns waits until that is done (groups.Group.broadcast).
+Broadcast = Callable[[Tensor], Callable[[], None]]
 
 
 class Sender:

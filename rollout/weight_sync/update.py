@@ -26,10 +26,9 @@ async def begin_without_group(engine: HttpEngine) -> None:
 
 
 async def receive_stream(engine: VllmEngine, version: int) -> None:
-    """Have one server take all buckets in place, those that a `stream.Sender` sends, which must come meanwhile, and
-    serve them as `version`."""
+    """Have one server take all buckets in place, those that a `stream.Sender` sends, which must come meanwhile: its
+    weights are `version` then."""
     await engine.call_workers("opid_receive", version=version)
-    await engine.end_pause()
 
 
 async def receive(engine: HttpEngine, rendezvous: Rendezvous, bucket: Bucket) -> None:

@@ -66,7 +66,7 @@ def test_sglang_colocated_with_an_endpoint_for_the_skills_trains_as_the_local_en
     small_run: SmallRun, tmp_path: Path, monkeypatch
 ):
     """The endpoint serves the policy itself: its answers are no skills, so nothing but the counters may tell."""
-    settings = ServerSettings("vllm", small_run.model, "float32", on_cpu=True)
+    settings = ServerSettings("vllm", small_run.model, "float32", 512, on_cpu=True)
     launcher = Launcher(settings, num_servers=1, gpus=(), directory=tmp_path / "endpoint", startup_timeout_s=120)
     with launcher:
         asyncio.run(launcher.start())

@@ -33,7 +33,7 @@ def routes(host: Host) -> list[Route]:
     return [
         Route("/health", api.health),
         Route("/inference/v1/generate", api.generate, methods=["POST"]),
-        Route("/resume", api.resume, methods=["POST"]),
+        Route("/reset_prefix_cache", api.reset_prefix_cache, methods=["POST"]),
         Route("/is_paused", api.is_paused),
         Route("/sleep", api.sleep, methods=["POST"]),
         Route("/wake_up", api.wake_up, methods=["POST"]),
@@ -107,9 +107,9 @@ class _Routes:
         }
         return JSONResponse(answer)
 
-    async def resume(self, request: Request) -> Response:
-        await self._host.resume()
-        return JSONResponse({"status": "resumed"})
+    async def reset_prefix_cache(self, request: Request) -> Response:
+        self._host.forget_prefixes()
+        return Response()
 
     async def is_paused(self, request: Request) -> Response:
         return JSONResponse({"is_paused": self._host.is_paused})

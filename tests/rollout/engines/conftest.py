@@ -62,7 +62,7 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     models = {seed: write_model(root / f"model_{seed}", seed) for seed in (0, 1)}
     launchers = {
         dialect: Launcher(
-            ServerSettings(dialect, models[0], "float32", on_cpu=True),
+            ServerSettings(dialect, models[0], "float32", 512, on_cpu=True),
             num_servers=number,
             gpus=(),
             directory=root / dialect,

@@ -110,9 +110,9 @@ def start(directory: Path, transfer: str, gpu: int) -> Iterator[Server]:
         dialect,
         directory / "model",
         "bfloat16",
+        max_model_tokens=512,
         transfer=transfer,
         gpu_memory_utilization=UTILIZATION,
-        max_model_tokens=512,
         sleeps=transfer == "ipc",
     )
     names = visible_gpus()[gpu : gpu + 1]

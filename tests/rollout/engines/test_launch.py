@@ -19,7 +19,6 @@ import pytest
 from rollout.engines.base import EngineError
 from rollout.engines.commands import (
     ENGINE_PYTHON,
-    VLLM_GRAPH_TOKENS,
     ServerCommand,
     ServerSettings,
     server_command,
@@ -38,8 +37,15 @@ def keys(monkeypatch):
         monkeypatch.setenv(name, key)
 
 
+def settings_of(
+    dialect: str, directory: Path, *, max_model_tokens: int = 512, positions: int = 40_960, **options
+) -> ServerSettings:
+    (directory / "config.json").write_text(json.dumps({"max_position_embeddings": positions}))
+    return ServerSettings(dialect, directory, "bfloat16", max_model_tokens, **options)
+
+
 def command(dialect: str, directory: Path) -> ServerCommand:
-    return server_command(ServerSettings(dialect, Path("/model"), "bfloat16"), 8000, ["0"], directory / "keys.yaml")
+    return server_command(settings_of(dialect, directory), 8000, ["0"], directory / "keys.yaml")
 
 
 def test_a_key_is_on_no_command_line_and_sglang_does_not_print_it(keys, tmp_path):
@@ -86,13 +92,13 @@ def test_real_engines_run_in_a_python_of_their_own_where_there_is_one(monkeypatc
     assert {command(dialect, tmp_path).arguments[0] for dialect in ("vllm", "sglang")} == {sys.executable}
     monkeypatch.setenv(ENGINE_PYTHON, "/opt/engine/bin/python")
     assert {command(dialect, tmp_path).arguments[0] for dialect in ("vllm", "sglang")} == {"/opt/engine/bin/python"}
-    ours = ServerSettings("vllm", Path("/model"), "float32", on_cpu=True)
+    ours = settings_of("vllm", tmp_path, on_cpu=True)
     assert server_command(ours, 8000, (), tmp_path / "keys.yaml").arguments[0] == sys.executable
 
 
 def test_both_ends_of_a_transfer_by_nccl_allocate_alike(monkeypatch, tmp_path):
     """SGLang 0.5.14 sets NCCL_CUMEM_ENABLE=0 unless it is set; NCCL's own default is 1."""
-    settings = ServerSettings("sglang", Path("/model"), "bfloat16", transfer="nccl")
+    settings = settings_of("sglang", tmp_path, transfer="nccl")
     for given, wanted in ((None, "1"), ("0", "0")):
         monkeypatch.delenv("NCCL_CUMEM_ENABLE", raising=False)
         if given is not None:
@@ -104,7 +110,7 @@ def test_both_ends_of_a_transfer_by_nccl_allocate_alike(monkeypatch, tmp_path):
 @pytest.mark.parametrize("port", [1024, 55_535, 55_536, 65_535])
 def test_sglang_is_given_a_port_for_grpc_that_exists(tmp_path, port: int):
     """Its own, which nothing opens, is 10,000 above the other one: from 55,536 on it refuses to start."""
-    settings = ServerSettings("sglang", Path("/model"), "bfloat16")
+    settings = settings_of("sglang", tmp_path)
     grpc_port = int(server_command(settings, port, ["0"], tmp_path / "keys.yaml").environment["SGLANG_GRPC_PORT"])
     assert 1 <= grpc_port <= 65_535 and grpc_port != port
 
@@ -120,7 +126,7 @@ def test_a_server_that_sleeps_finds_the_cuda_runtime_of_pip(monkeypatch, tmp_pat
     monkeypatch.setenv("LD_LIBRARY_PATH", given)
     made = {
         sleeps: server_command(
-            ServerSettings("sglang", Path("/model"), "bfloat16", sleeps=sleeps), 8000, ["0"], tmp_path / "keys.yaml"
+            settings_of("sglang", tmp_path, sleeps=sleeps), 8000, ["0"], tmp_path / "keys.yaml"
         ).environment
         for sleeps in (True, False)
     }
@@ -128,9 +134,7 @@ def test_a_server_that_sleeps_finds_the_cuda_runtime_of_pip(monkeypatch, tmp_pat
     assert "LD_LIBRARY_PATH" not in made[False]
     monkeypatch.setenv("ENGINE_PYTHON", "/nowhere/python")
     with pytest.raises(EngineError, match="ENGINE_PYTHON=/nowhere/python is no Python that runs"):
-        server_command(
-            ServerSettings("sglang", Path("/model"), "bfloat16", sleeps=True), 8000, ["0"], tmp_path / "keys.yaml"
-        )
+        server_command(settings_of("sglang", tmp_path, sleeps=True), 8000, ["0"], tmp_path / "keys.yaml")
 
 
 async def test_a_server_that_dies_shows_its_errors_far_above_its_end(tmp_path):
@@ -139,7 +143,7 @@ async def test_a_server_that_dies_shows_its_errors_far_above_its_end(tmp_path):
         words = f"print({cause!r}.replace('; ', chr(10))); print('x\\n' * 100); raise RuntimeError('see above')"
         return ServerCommand((sys.executable, "-c", words), {})
 
-    settings = ServerSettings("vllm", tmp_path, "float32", on_cpu=True)
+    settings = settings_of("vllm", tmp_path, on_cpu=True)
     launcher = Launcher(
         settings, num_servers=1, gpus=(), directory=tmp_path, startup_timeout_s=60, make_command=failing
     )
@@ -156,7 +160,7 @@ async def test_a_server_that_dies_shows_its_errors_far_above_its_end(tmp_path):
 @pytest.mark.parametrize(("dialect", "on_cpu"), [("vllm", False), ("sglang", False), ("vllm", True)])
 def test_arguments_that_were_given_come_last(tmp_path, dialect: str, on_cpu: bool):
     own = ("--attention-backend", "fa3")
-    settings = ServerSettings(dialect, Path("/model"), "bfloat16", on_cpu=on_cpu, arguments=own)
+    settings = settings_of(dialect, tmp_path, on_cpu=on_cpu, arguments=own)
     assert server_command(settings, 8000, ["0"], tmp_path / "keys.yaml").arguments[-2:] == own
 
 
@@ -164,20 +168,25 @@ def compilation_config(words: tuple[str, ...]) -> dict:
     return json.loads(words[words.index("--compilation-config") + 1])
 
 
-@pytest.mark.parametrize("max_model_tokens", [512, 32_768])
-def test_vllm_has_graphs_of_whole_steps_that_no_sequence_is_too_short_for(tmp_path, max_model_tokens: int):
-    settings = ServerSettings("vllm", Path("/model"), "bfloat16", max_model_tokens=max_model_tokens)
+@pytest.mark.parametrize(
+    ("longest", "positions", "largest"), [(344, 1024, 1024), (344, 40_960, 2048), (8192, 40_960, 2048)]
+)
+def test_vllm_has_graphs_of_whole_steps_and_no_sequence_too_short_for_them(tmp_path, longest, positions, largest):
+    settings = settings_of("vllm", tmp_path, max_model_tokens=longest, positions=positions)
     command = server_command(settings, 8000, ["0"], tmp_path / "keys.yaml")
-    assert command.environment["VLLM_USE_V2_MODEL_RUNNER"] == "0"  # the newer one captures no prompts
-    wanted = [tokens for tokens in VLLM_GRAPH_TOKENS if tokens <= max_model_tokens]
-    assert wanted[-1] == min(max_model_tokens, 2048)
-    assert compilation_config(command.arguments) == {"cudagraph_mode": "FULL", "cudagraph_capture_sizes": wanted}
+    words = command.arguments
+    compilation = compilation_config(words)
+    assert compilation["cudagraph_mode"] == "FULL" and compilation["cudagraph_capture_sizes"][-1] == largest
+    assert int(words[words.index("--max-model-len") + 1]) == max(longest, largest)
+    # Or prompts are captured wrongly, or planned for other graphs.
+    assert command.environment["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    assert words[words.index("--worker-extension-cls") + 1] == "rollout.engines.vllm_worker.WeightBook"
 
 
 def test_servers_on_several_gpus_leave_multicast_alone(tmp_path):
     words = {}
     for dialect in ("vllm", "sglang"):
-        settings = ServerSettings(dialect, Path("/model"), "bfloat16", tensor_parallel=2)
+        settings = settings_of(dialect, tmp_path, tensor_parallel=2)
         words[dialect] = server_command(settings, 8000, ["0", "1"], tmp_path / "keys.yaml").arguments
     assert compilation_config(words["vllm"])["pass_config"] == {"fuse_allreduce_rms": False}
     assert "--enforce-disable-flashinfer-allreduce-fusion" in words["sglang"]
@@ -188,7 +197,7 @@ def test_a_server_that_prints_its_keys_and_dies_shows_them_to_nobody(keys, tmp_p
         words = f"print('args: {' '.join(KEYS.values())}'); raise SystemExit('no GPU')"
         return ServerCommand((sys.executable, "-c", words), {})
 
-    settings = ServerSettings("sglang", tmp_path, "float32")
+    settings = settings_of("sglang", tmp_path)
     options = {"num_servers": 1, "gpus": (), "directory": tmp_path, "startup_timeout_s": 30, "make_command": chatty}
     log = tmp_path / "engine_0.log"
     log.write_text("what an older run said\n")
@@ -206,7 +215,7 @@ def launcher_of(code: str, tmp_path: Path) -> Launcher:
     def make(settings: ServerSettings, port: int, *_: object) -> ServerCommand:
         return ServerCommand((sys.executable, "-c", f"PORT = {port}; {code}"), {})
 
-    settings = ServerSettings("vllm", tmp_path, "float32")
+    settings = settings_of("vllm", tmp_path)
     options = {"num_servers": 1, "gpus": (), "directory": tmp_path, "startup_timeout_s": 60, "make_command": make}
     return Launcher(settings, **options)
 

@@ -203,7 +203,7 @@ async def test_no_request_waits_for_weights_that_only_a_push_brings():
         with pytest.raises(EngineError, match="none can be given weights before the next push.*holds None"):
             await pool.generate([1], None, session="a")
         await pool.pause()  # nor does a push wait for it
-    assert tuple(await pool.reachable(Server.health)) == (good, bad)
+    assert await pool.reachable() == (good, bad)
     await pool.close()
 
 
@@ -211,17 +211,17 @@ async def test_a_push_restarts_our_servers_where_none_answers():
     pool, owner, good, bad = made(owned=True)
     await pool.update(lambda engine: engine.load(1), 1)
     bad.down = True
-    assert tuple(await pool.reachable(Server.health)) == (good,)
+    assert await pool.reachable() == (good,)
     good.down = True
-    assert tuple(await pool.reachable(Server.health)) == (good, bad)
+    assert await pool.reachable() == (good, bad)
     assert pool._events.drain()["num_restarts"] == 2
     await pool.sleep()
     good.down = bad.down = True
     owner.restart_errors = [OSError("no space left")]  # of one of them
-    (up,) = await pool.reachable(Server.health)
+    (up,) = await pool.reachable()
     assert not up.is_asleep  # a restarted server never slept
     given = EnginePool([good], PoolSettings())
     good.down = True
     with pytest.raises(EngineError, match="no engine answers: http://good is down"):
-        await given.reachable(Server.health)
+        await given.reachable()
     await pool.close()
