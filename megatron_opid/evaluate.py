@@ -100,8 +100,8 @@ def evaluation_config(overrides: Sequence[str]) -> Config:
     return load([*overrides, *PLAYS_ONLY, f"engine.num_servers={max(1, min(config.engine.num_servers, room))}"])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+def parse_options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the configuration's overrides."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", help="default: env.validation_split")
     parser.add_argument("--games", type=int, help="default: all")
@@ -114,7 +114,22 @@ def main(arguments: list[str] | None = None) -> int:
         help="play this game (from 0) on the terminal",
     )
     parser.add_argument("--json", type=Path, help="also write the rates and every episode's outcome to this file")
-    options, overrides = parser.parse_known_args(arguments)
+    return parser.parse_known_args(arguments)
+
+
+def option_faults(options: argparse.Namespace, config: Config) -> list[str]:
+    """Why these games cannot be played and written down; what a Slurm log-in node can check."""
+    faults = []
+    if options.games is not None and options.games < 1:
+        faults.append(f"--games {options.games}: set 1 or more, or leave it out for all")
+    if options.json and not (options.json.parent.is_dir() and not options.json.is_dir()):
+        faults.append(f"--json {options.json} is no file in a folder that is there")
+    return [*faults, *evaluation_faults(config, _split(options, config), options.watch, options.games)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options, overrides = parse_options(arguments)
     directory = tempfile.mkdtemp(prefix="evaluate_")  # the servers' logs, apart from the trained run's
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the servers are stopped
     try:
@@ -132,20 +147,14 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code
 
 
-def _option_faults(options: argparse.Namespace) -> list[str]:
-    faults = []
-    if options.games is not None and options.games < 1:
-        faults.append(f"--games {options.games}: set 1 or more, or leave it out for all")
-    if options.json and not (options.json.parent.is_dir() and not options.json.is_dir()):
-        faults.append(f"--json {options.json} is no file in a folder that is there")
-    return faults
+def _split(options: argparse.Namespace, config: Config) -> str:
+    return options.split or config.env.validation_split
 
 
 def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     try:
         config = evaluation_config(overrides)
-        split = options.split or config.env.validation_split
-        faults = [*_option_faults(options), *evaluation_faults(config, split, options.watch)]
+        faults = option_faults(options, config)
         faults += [] if config.engine.urls else engine_faults(config, 1)  # those are refused, and not to be asked
         if faults:
             raise ConfigError(faults)
@@ -153,11 +162,12 @@ def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(f"megatron_opid.evaluate: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     if options.watch is not None:
-        return _watch(config, Task(config.env.name, options.watch, 0, split))
-    return _evaluate(config, split, options)
+        return _watch(config, Task(config.env.name, options.watch, 0, _split(options, config)))
+    return _evaluate(config, options)
 
 
-def _evaluate(config: Config, split: str, options: argparse.Namespace) -> int:
+def _evaluate(config: Config, options: argparse.Namespace) -> int:
+    split = _split(options, config)
     num_games = load_environment(config.env.name).num_tasks(split, config.env.package_options)
     tasks = validation_tasks(config.env.name, split, num_games, options.games or num_games)
     engine = config.engine

@@ -63,8 +63,8 @@ def sft_files_and_layout_faults(config: Config, world_size: int) -> list[str]:
     ]
 
 
-def evaluation_faults(config: Config, split: str, game: int | None) -> list[str]:
-    """Why a model cannot be evaluated on `split`, or play its game number `game`."""
+def evaluation_faults(config: Config, split: str, game: int | None, num_games: int | None) -> list[str]:
+    """Why a model cannot be evaluated on `num_games` games of `split`, or play its game number `game`."""
     faults = [*_environment_faults(config, (split,)), *_model_faults(config)]
     if config.engine.urls:
         faults.append(f"engine.urls={list(config.engine.urls)}: evaluation starts its own servers; leave it out")
@@ -73,12 +73,14 @@ def evaluation_faults(config: Config, split: str, game: int | None) -> list[str]
             f"actor.weights={config.actor.weights}: what is evaluated is actor.model; python -m tools.convert makes a "
             "model of a checkpoint"
         )
-    if not faults and game is not None:
+    if not faults:
         from envs.base import load
 
-        num_games = load(config.env.name).num_tasks(split, config.env.package_options)
-        if not 0 <= game < num_games:
-            faults.append(f"--watch {game}: {split} has the games 0 to {num_games - 1}")
+        num_there = load(config.env.name).num_tasks(split, config.env.package_options)
+        if game is not None and not 0 <= game < num_there:
+            faults.append(f"--watch {game}: {split} has the games 0 to {num_there - 1}")
+        if num_games is not None and num_games > num_there:
+            faults.append(f"--games {num_games}: {split} has {num_there}; leave it out for all")
     return faults
 
 

@@ -37,8 +37,6 @@ def job_faults(request: Request, config: Config, site: Site) -> list[str]:
     match request.job:
         case "sft":
             faults += preflight.sft_files_and_layout_faults(config, world_size)
-        case "evaluate":
-            faults += preflight.evaluation_faults(config, config.env.validation_split, None)
         case _:
             faults += preflight.files_and_layout_faults(config, world_size)
             faults += service_faults(config)
@@ -138,10 +136,8 @@ def main(arguments: list[str] | None = None) -> int:
         site, config = read_site(), None
         os.environ.update(site.environment)  # MODELS_ROOT and the like, as the job will have them
         if request.job in CONFIGURED_JOBS:
-            if request.job != "evaluate" and (flags := [word for word in rest if word.startswith("-")]):
-                raise ConfigError(unknown_faults(flags, MODES))
-            config = load([word.replace("%a", "0") for word in rest if not word.startswith("-") and "=" in word])
-            if faults := job_faults(request, config, site):
+            config, faults = _checked(request, [word.replace("%a", "0") for word in rest], site)
+            if faults:
                 raise ConfigError(faults)
         parts = components(request, config, site)
         if modes == {"--render"}:
@@ -156,6 +152,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"slurm.launch: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     return 0
+
+
+def _checked(request: Request, arguments: Sequence[str], site: Site) -> tuple[Config, list[str]]:
+    """The configuration that the job will have, and why it cannot run."""
+    if request.job == "evaluate":
+        from megatron_opid import evaluate
+
+        options, overrides = evaluate.parse_options(arguments)
+        config = load([*overrides, *evaluate.PLAYS_ONLY])
+        return config, [*size_faults(request, config, site), *evaluate.option_faults(options, config)]
+    if flags := [word for word in arguments if word.startswith("-")]:
+        raise ConfigError(unknown_faults(flags, MODES))
+    config = load(arguments)
+    return config, job_faults(request, config, site)
 
 
 def _make_logs(site: Site) -> None:

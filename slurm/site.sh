@@ -14,7 +14,7 @@ GPUS_PER_NODE=8
 CONTAINER_IMAGE=${CONTAINER_IMAGE:-}         # /shared/images/megatron_opid.sqsh
 CONTAINER_MOUNTS=${CONTAINER_MOUNTS:-}       # /shared/models:/shared/models,/shared/data:/shared/data
 MODULES=${MODULES:-}                         # "cuda/13.0 python/3.12"
-VIRTUAL_ENVIRONMENT=${VIRTUAL_ENVIRONMENT:-$PWD/.venv}
+VIRTUAL_ENVIRONMENT=${VIRTUAL_ENVIRONMENT:-${VIRTUAL_ENV:-$PWD/.venv}} # the one that is active where you submit
 export ENGINE_PYTHON=${ENGINE_PYTHON:-python} # of the engines, where it is another one
 
 # Files. The repository, models, data and run directories lie on a file system that all nodes share.

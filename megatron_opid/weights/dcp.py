@@ -12,6 +12,7 @@ import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -172,8 +173,17 @@ class DcpWriter:
                 stream.close()
 
 
+def _enum_member(kind: Any, name: str) -> Enum:
+    """What `getattr` may do: Python 3.11 pickled members of an enum so in its first releases, Debian 12's is one."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        raise pickle.UnpicklingError(f"it asks {kind!r} for {name!r}, which is no part of a checkpoint")
+    return kind[name]
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in ALLOWED_CLASSES.get(module, ()):
             return super().find_class(module, name)

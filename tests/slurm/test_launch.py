@@ -129,6 +129,24 @@ def test_checks_see_what_the_sites_file_exports(
     assert main(words) == 0, capsys.readouterr().err
 
 
+def test_an_evaluation_is_refused_for_its_own_options_before_it_waits_in_the_queue(
+    small_run: SmallRun,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    path = tmp_path / "site.sh"
+    path.write_text(f"GPUS_PER_NODE=8\nLOGS={tmp_path}\n")
+    monkeypatch.setenv("MEGATRON_OPID_SITE", str(path))
+    words = ["job=evaluate", *small_run.overrides(tmp_path / "run"), "actor.tensor_parallel=2"]  # of training alone
+    assert main([*words, "--games", "4", "--split", "valid_unseen"]) == 0, capsys.readouterr().err
+    assert "--games 4 --split valid_unseen" in capsys.readouterr().out
+    assert main([*words, "--games", "700", "--json", f"{tmp_path}/nowhere/rates"]) == 2
+    said = capsys.readouterr().err
+    assert "--games 700: valid_seen has 6" in said and "nowhere/rates is no file in a folder that is there" in said
+    assert main([*words, "--game", "4", "--lots"]) == 2 and "--lots" in capsys.readouterr().err
+
+
 def test_a_heterogeneous_job_has_two_components(config: Config):
     request = Request(job="disaggregated", nodes="4", engine_nodes="2", time="60", signal="300", after="7")
     words = command(request, ["experiment=x"], components(request, config, SITE))

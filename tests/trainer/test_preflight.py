@@ -143,7 +143,7 @@ def test_a_search_must_give_its_servers_up_before_its_process_is_killed(small_ru
     assert training_faults(config, 2) == []
     (fault,) = training_faults(configure(small_run, tmp_path / "run", **search, env__timeout_s=90), 2)
     assert "env.timeout_s=90" in fault and "env.options.patience_s=90" in fault and "set env.timeout_s above" in fault
-    assert evaluation_faults(configure(small_run, tmp_path / "run", **search, env__timeout_s=90), "train", None)
+    assert evaluation_faults(configure(small_run, tmp_path / "run", **search, env__timeout_s=90), "train", None, None)
     java = {"env__name": "sciworld", "env__num_processes": 2, "env__timeout_s": 100}
     (fault,) = training_faults(configure(small_run, tmp_path / "run", **java), 2)
     assert "env.timeout_s=100" in fault and "set it above 100" in fault
@@ -153,8 +153,9 @@ def test_a_search_must_give_its_servers_up_before_its_process_is_killed(small_ru
 
 def test_evaluation_does_not_care_for_the_training_layout(small_run: SmallRun, tmp_path):
     config = configure(small_run, tmp_path, actor__tensor_parallel=2)
-    assert evaluation_faults(config, "valid_seen", None) == []
-    assert "the games 0 to 5" in evaluation_faults(config, "valid_seen", 6)[0]
+    assert evaluation_faults(config, "valid_seen", None, 6) == []
+    assert "the games 0 to 5" in evaluation_faults(config, "valid_seen", 6, None)[0]
+    assert "--games 7: valid_seen has 6" in evaluation_faults(config, "valid_seen", None, 7)[0]
 
 
 def test_an_offloaded_optimizer_must_fit_the_host(small_run: SmallRun, tmp_path, monkeypatch):
