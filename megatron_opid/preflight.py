@@ -73,7 +73,7 @@ def evaluation_faults(config: Config, split: str, game: int | None, num_games: i
             f"actor.weights={config.actor.weights}: what is evaluated is actor.model; python -m tools.convert makes a "
             "model of a checkpoint"
         )
-    if not faults:
+    if not faults and (game, num_games) != (None, None):  # counting may read every game
         from envs.base import load
 
         num_there = load(config.env.name).num_tasks(split, config.env.package_options)

@@ -166,7 +166,7 @@ class Bench:
         await self.pool.close()
 
     async def load(self) -> None:
-        """The same weights by another version, which finds nothing in the cache."""
+        """The same weights by another version."""
         version, self._version = self._version, self._version + 1
         await self.pool.update(lambda engine: engine.load_from_disk(self._model, version), version)
         self.pool_at_once.expect(version)
@@ -180,7 +180,7 @@ class Bench:
     async def play(
         self, worker: RolloutWorker, label: str, annotator: Callable[[Trajectory], Awaitable[Any]] | None = None
     ) -> dict[str, float]:
-        """One collection: its figures. Loading the weights empties the cache of what the way before has asked."""
+        """One collection: its figures. The weights have a new version, which finds nothing in the cache."""
         await self.load()
         before, started_s = server_counters(self._urls), time.perf_counter()
         trajectories = await worker.collect(

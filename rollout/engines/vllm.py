@@ -64,7 +64,8 @@ class VllmEngine(HttpEngine):
         self.loads_in_place = readable(self.url, lambda: all(state["in_place"] for state in states))
         held = self._common_version(states)
         if held is None or held != self.expected_version:
-            # Another run may have called other weights by the numbers that are to come. An error if anything runs.
+            # Another run may have called other weights by the numbers that are to come. Asked so, it is an error if the
+            # cache cannot be emptied.
             await self._control_json("POST", "/reset_prefix_cache", params={"reset_running_requests": "true"})
         return held
 

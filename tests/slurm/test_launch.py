@@ -20,6 +20,15 @@ SITE = Site(8, Path("/logs"), {"SBATCH_ACCOUNT": "project", "HOME": "/root"})
 APART = ["engine.placement=disaggregated"]
 
 
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a site that is submitted from."""
+    path, logs = tmp_path / "site.sh", tmp_path / "logs"
+    path.write_text(f"GPUS_PER_NODE=8\nLOGS={logs}\n")
+    monkeypatch.setenv("MEGATRON_OPID_SITE", str(path))
+    return logs
+
+
 @pytest.fixture(scope="module")
 def config() -> Config:
     return load(["experiment=alfworld_qwen3_1_7b"])
@@ -78,19 +87,16 @@ def test_nodes_must_hold_ranks_and_engines(job: str, overrides: list[str], words
 
 def test_layouts_are_checked_against_all_nodes(
     small_run: SmallRun,  # noqa: F811
+    logs: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    path = tmp_path / "site.sh"
-    path.write_text(f"GPUS_PER_NODE=8\nLOGS={tmp_path / 'logs'}\n")
-    monkeypatch.setenv("MEGATRON_OPID_SITE", str(path))
     words = [*small_run.overrides(tmp_path / "run"), "run.num_processes=1", "actor.pipeline_parallel=2"]
     assert main([*words, "nodes=3"]) == 2
     assert "3 ranks cannot be divided" in capsys.readouterr().err
     assert main([*words, "nodes=2"]) == 0
     assert "--nodes=2 --gpus-per-node=0 slurm/train.sbatch experiment=demo" in capsys.readouterr().out
-    assert (tmp_path / "logs").is_dir()  # the printed command needs it
+    assert logs.is_dir()  # the printed command needs it
 
 
 def test_a_login_node_needs_no_gpus_for_a_cold_start():
@@ -131,13 +137,10 @@ def test_checks_see_what_the_sites_file_exports(
 
 def test_an_evaluation_is_refused_for_its_own_options_before_it_waits_in_the_queue(
     small_run: SmallRun,  # noqa: F811
+    logs: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    path = tmp_path / "site.sh"
-    path.write_text(f"GPUS_PER_NODE=8\nLOGS={tmp_path}\n")
-    monkeypatch.setenv("MEGATRON_OPID_SITE", str(path))
     words = ["job=evaluate", *small_run.overrides(tmp_path / "run"), "actor.tensor_parallel=2"]  # of training alone
     assert main([*words, "--games", "4", "--split", "valid_unseen"]) == 0, capsys.readouterr().err
     assert "--games 4 --split valid_unseen" in capsys.readouterr().out

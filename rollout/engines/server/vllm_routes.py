@@ -203,15 +203,9 @@ class _Routes:
                     await self._transfer.receive_all()
                 except RuntimeError as error:
                     return _error(str(error), "InternalServerError", 500)
-                if error := await self._load_received():
-                    return _error(error, "InternalServerError", 500)
-                self._host.version_label = arguments["version"]
-                result = None
+                return await self._end_update(arguments["version"], in_place=True)
             case "opid_end_update":
-                if arguments["in_place"] and (error := await self._load_received()):
-                    return _error(error, "InternalServerError", 500)
-                self._host.version_label = arguments["version"]
-                result = None
+                return await self._end_update(**arguments)
             case "opid_weight_version":
                 result = {"version": self._host.version_label}
             case "opid_weight_digests":
@@ -219,6 +213,12 @@ class _Routes:
             case method:
                 return _error(f"the worker has no method {method!r}", "InternalServerError", 500)
         return JSONResponse({"results": [result]})
+
+    async def _end_update(self, version: int, *, in_place: bool) -> Response:
+        if in_place and (error := await self._load_received()):
+            return _error(error, "InternalServerError", 500)
+        self._host.version_label = version
+        return JSONResponse({"results": [None]})
 
     async def metrics(self, request: Request) -> Response:
         host, label = self._host, '{engine="0",model_name="model"}'
