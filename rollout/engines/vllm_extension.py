@@ -8,10 +8,11 @@ rebuild each layer. A digest is a sum over elements, each weighed by its positio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rollout.engines.vllm_shards import Shard, blocks_by_name, is_plain, shards
 from rollout.weight_sync.bucket import Bucket
@@ -24,7 +25,7 @@ class WeightBook:
 
     _opid_version: int | None = None
     _opid_in_place: bool | None = None  # found out once: which layers a model has does not change
-    _opid_blocks: dict[str, list[Shard]]  # of one update: vLLM's own loading may make other tensors
+    _opid_blocks: dict[str, list[Shard]] | None = None
     _opid_filled: set[str]
     # One for all updates: what a stream has freed the allocator gives to no other.
     _opid_incoming: torch.cuda.Stream | None = None
@@ -36,29 +37,39 @@ class WeightBook:
         else by vLLM's own update.
         """
         held = self.opid_weight_version()
-        self._opid_version, self._opid_blocks, self._opid_filled = None, {}, set()
+        self._opid_version, self._opid_filled = None, set()
         if self._opid_in_place is None:
             has_all_layers = self.parallel_config.pipeline_parallel_size == 1
             self._opid_in_place = has_all_layers and is_plain(self.model_runner.get_model())
         return held | {"in_place": self._opid_in_place}
 
     def opid_receive(self, version: int) -> None:
-        """Take the buckets that the trainer broadcasts, until it says that all have come: the weights are `version`
-        then. A bucket that cannot be taken is a fault at the end: the other ranks would wait for this one in the next
-        broadcast."""
+        """Take what the trainer broadcasts, until it says that all has come: the weights are `version` then. A tensor
+        that cannot be taken is a fault at the end: the other ranks would wait for this one in the next broadcast."""
         group, fault = self.weight_transfer_engine.model_update_group, None
         is_gpu = self.device.type == "cuda"
         if is_gpu and self._opid_incoming is None:
-            # Before what fills: the blocks of a kernel that copies a bucket would hold the next broadcast up.
+            # Before what fills: the blocks of a kernel that copies would hold the next broadcast up.
             self._opid_incoming = torch.cuda.Stream(self.device, priority=-1)
         filling, incoming = torch.cuda.current_stream(self.device) if is_gpu else None, self._opid_incoming
+
+        def take(tensors: Sequence[Tensor]) -> None:
+            group.group_start()
+            for tensor in tensors:
+                group.broadcast(tensor, src=0, stream=incoming)
+            group.group_end()
+
         with torch.cuda.stream(incoming):
-            for bucket in receive(lambda data: group.broadcast(data, src=0, stream=incoming), self.device):
+            if incoming is not None:
+                incoming.wait_stream(filling)
+            for tensors in receive(take, self.device, self._opid_place):
                 if filling is not None:
                     filling.wait_stream(incoming)
-                    bucket.buffer.record_stream(filling)
-                with torch.cuda.stream(filling):  # while the next one comes
-                    fault = fault or self._opid_fill(bucket)
+                    for name, tensor in tensors.items():
+                        if tensor is not self._opid_place(name, tensor.dtype, tensor.shape):
+                            tensor.record_stream(filling)
+                with torch.cuda.stream(filling):  # while the next ones come
+                    fault = fault or self._opid_fill(tensors.items())
         if fault is not None:
             raise fault
         self.opid_end_update(version, in_place=True)
@@ -67,7 +78,7 @@ class WeightBook:
         self, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]], handles: Sequence[str]
     ) -> None:
         """Take the bucket that lies in another process's memory of this GPU; returns when it has been read."""
-        fault = self._opid_fill(Bucket.over(open_handle(handles, self.device), names, dtypes, shapes))
+        fault = self._opid_fill(Bucket.over(open_handle(handles, self.device), names, dtypes, shapes).tensors())
         torch.cuda.synchronize(self.device)
         if fault is not None:
             raise fault
@@ -80,7 +91,8 @@ class WeightBook:
         """
         held = self._opid_find_blocks() if in_place else {}
         missing = held.keys() - self._opid_filled
-        self._opid_blocks = {}
+        if not in_place:
+            self._opid_blocks = None  # vLLM's own loading may have made other tensors
         if missing:
             raise RuntimeError(f"{len(missing)} of {len(held)} weights did not come, among them {min(missing)}")
         if torch.cuda.is_available():
@@ -99,21 +111,29 @@ class WeightBook:
                 digests[shard.name] = value % 2**64
         return {name: str(value) for name, value in digests.items()}
 
-    def _opid_fill(self, bucket: Bucket) -> Exception | None:
-        """Why some of the bucket was not taken."""
+    def _opid_place(self, name: str, dtype: torch.dtype, shape: Sequence[int]) -> Tensor | None:
+        """This rank's own tensor, where it is the whole weight and as it is sent."""
+        shards = self._opid_find_blocks().get(name, ())
+        whole = [shard.tensor for shard in shards if shard.tensor.dtype == dtype and shard.is_whole(shape)]
+        return whole[0] if len(shards) == 1 and whole and whole[0].is_contiguous() else None
+
+    def _opid_fill(self, named_tensors: Iterable[tuple[str, Tensor]]) -> Exception | None:
+        """Why some of the tensors were not taken; one that `_opid_place` has given is where it should be."""
         try:
             blocks = self._opid_find_blocks()
-            for name, tensor in bucket.tensors():
+            for name, tensor in named_tensors:
                 if name not in blocks:
                     raise ValueError(f"this model has no weight {name}")
                 for shard in blocks[name]:
-                    shard.fill(tensor)
+                    if shard.tensor is not tensor:
+                        shard.fill(tensor)
                 self._opid_filled.add(name)
         except Exception as error:
             return error
         return None
 
     def _opid_find_blocks(self) -> dict[str, list[Shard]]:
-        """Not before the first bucket is on its way: it takes some milliseconds."""
-        self._opid_blocks = self._opid_blocks or blocks_by_name(self.model_runner.get_model())
+        """Kept from one update to the next: to find them takes some milliseconds."""
+        if self._opid_blocks is None:
+            self._opid_blocks = blocks_by_name(self.model_runner.get_model())
         return self._opid_blocks

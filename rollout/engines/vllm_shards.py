@@ -6,7 +6,7 @@ may hold blocks of several weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,10 @@ class Shard:
     column: int = 0
     leads: bool = True
     is_replica: bool = False
+
+    def is_whole(self, shape: Sequence[int]) -> bool:
+        """Whether this is all of the weight, which has `shape`."""
+        return tuple(shape) == tuple(self.shape) == tuple(self.tensor.shape)
 
     def fill(self, whole: Tensor) -> None:
         """Copy this block of `whole` into its place.

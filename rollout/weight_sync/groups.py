@@ -7,7 +7,7 @@ SGLang 0.5.14's srt/model_executor/model_runner.py.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -40,9 +40,10 @@ class Rendezvous:
 class Group(Protocol):
     """Rank 0 of the group, made on the GPU that is current in the thread."""
 
-    def broadcast(self, data: Tensor) -> Callable[[], None]:
-        """Begin to send a tensor to every other rank; what this returns waits until that is done: the tensor must stay
-        till then. It may lie in host memory where the group streams (stream.py)."""
+    def broadcast(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
+        """Begin to send tensors to every other rank, one after another but as one operation; what this returns waits
+        until that is done: the tensors must stay till then. They may lie in host memory where the group streams
+        (stream.py)."""
         ...
 
     def close(self) -> None:
@@ -73,12 +74,18 @@ class VllmGroup:
             raise EngineError("vLLM finds no NCCL in the trainer's process; is VLLM_DISABLE_PYNCCL set?")
         self._stream = torch.cuda.Stream(priority=-1)  # or the blocks of a kernel that gathers would hold it up
 
-    def broadcast(self, data: Tensor) -> Callable[[], None]:
-        with torch.cuda.stream(self._stream):  # not on the stream that gathers the next bucket
-            if not data.is_cuda:  # from pinned memory: a copy from other memory would wait for the stream
-                data = data.pin_memory().to(self._communicator.device, non_blocking=True)
-            self._communicator.broadcast(data, src=0, stream=self._stream)
+    def broadcast(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
+        with torch.cuda.stream(self._stream):  # not on the stream that gathers what is next
+            on_gpu = [self._on_gpu(tensor) for tensor in tensors]
+            self._communicator.group_start()
+            for tensor in on_gpu:
+                self._communicator.broadcast(tensor, src=0, stream=self._stream)
+            self._communicator.group_end()
         return self._stream.record_event().synchronize
+
+    def _on_gpu(self, tensor: Tensor) -> Tensor:
+        """By way of pinned memory: a copy from other memory would wait for the stream."""
+        return tensor if tensor.is_cuda else tensor.pin_memory().to(self._communicator.device, non_blocking=True)
 
     def close(self) -> None:
         self._communicator.destroy()
@@ -101,9 +108,10 @@ class SglangGroup:
         )
         self._stream = torch.cuda.Stream()
 
-    def broadcast(self, data: Tensor) -> Callable[[], None]:
+    def broadcast(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
         with torch.cuda.stream(self._stream):  # not on the stream that gathers the next bucket
-            distributed.broadcast(data, src=0, group=self._group)
+            for tensor in tensors:
+                distributed.broadcast(tensor, src=0, group=self._group)
         return self._stream.record_event().synchronize
 
     def close(self) -> None:
@@ -117,11 +125,17 @@ class GlooGroup:
     def __init__(self, rendezvous: Rendezvous, rank: int = 0):
         self._group = distributed.ProcessGroupGloo(_store(rendezvous, rank), rank, rendezvous.world_size, GLOO_TIMEOUT)
 
-    def broadcast(self, data: Tensor) -> Callable[[], None]:
-        """Begin to send from rank 0; on the other ranks, to receive into `data`."""
+    def broadcast(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
+        """Begin to send from rank 0; on the other ranks, to receive into `tensors`."""
         options = distributed.BroadcastOptions()
         options.rootRank = options.rootTensor = 0
-        return self._group.broadcast([data], options).wait
+        works = [self._group.broadcast([tensor], options) for tensor in tensors]
+
+        def wait() -> None:
+            for work in works:
+                work.wait()
+
+        return wait
 
     def close(self) -> None:
         """Nothing to do: the connections close with the last reference, and a rank that dies ends the broadcast."""

@@ -24,7 +24,7 @@ from rollout.engines.pool import EnginePool
 from rollout.event_loop import in_own_thread
 from rollout.weight_sync import stream, update
 from rollout.weight_sync.base import exhaust
-from rollout.weight_sync.bucket import Bucket, buckets
+from rollout.weight_sync.bucket import Bucket, batches, buckets
 from rollout.weight_sync.groups import JOIN_TIMEOUT_S, Group, OpenGroup, Rendezvous, join, leave, opener
 from rollout.weight_sync.servers import AllGather, Run, ServerSync, alone
 
@@ -41,9 +41,13 @@ class End(Enum):
     BROKEN = "gathering the weights failed"
 
 
+# Tensors as they are, or copied into a bucket.
+Item = dict[str, Tensor] | Bucket | End
+
+
 class NcclSync(ServerSync):
-    """While buckets are sent the next is gathered; at most four are in memory: two in transit, one waits, one is in the
-    making.
+    """While tensors are sent the next are gathered; at most four times `bucket_bytes` are in memory: in transit and
+    behind it, waiting, in the making.
 
     All servers that answer form one group with this rank. A server that fails during a transfer leaves the others with
     weights of which nobody knows how many are new: the run stops, and the same command, with the servers restarted,
@@ -78,14 +82,17 @@ class NcclSync(ServerSync):
             exhaust(named_tensors)
             return ()
         # This thread gathers, which is a collective of the trainer's ranks, while the event loop's sends.
-        waiting: queue.Queue[Bucket | End] = queue.Queue(maxsize=1)
+        waiting: queue.Queue[Item] = queue.Queue(maxsize=1)
+        packs: Future[bool] = Future()
         with ThreadPoolExecutor(1, "weight_sync") as thread:
-            sending = thread.submit(lambda: self._run(self._send(waiting, version)))
+            sending = thread.submit(lambda: self._run(self._send(waiting, packs, version)))
+            sending.add_done_callback(lambda _: packs.done() or packs.set_result(False))
             try:
-                for bucket in buckets(named_tensors, self._bucket_bytes):
-                    if bucket.buffer.is_cuda:
+                for batch in batches(named_tensors, self._bucket_bytes):
+                    item = next(buckets(batch.items(), self._bucket_bytes)) if packs.result() else batch
+                    if self._device is not None:
                         torch.cuda.current_stream().synchronize()  # the sender reads on a stream of its own
-                    _hand_over(waiting, bucket, sending)
+                    _hand_over(waiting, item, sending)
             except BaseException:
                 _hand_over(waiting, End.BROKEN, sending)
                 raise
@@ -97,14 +104,16 @@ class NcclSync(ServerSync):
         if self._group is not None:
             self._run(self._part(self._pool.engines))
 
-    async def _send(self, waiting: queue.Queue[Bucket | End], version: int) -> list[str]:
-        """Returns the URLs of the servers that have the weights now."""
+    async def _send(self, waiting: queue.Queue[Item], packs: Future[bool], version: int) -> list[str]:
+        """Sets `packs`, whether tensors are to be copied into buckets; returns the URLs of the servers that have the
+        weights now."""
         engines = await self._pool.reachable()
         try:
             held = await asyncio.gather(*(engine.begin_update() for engine in engines))
             expected = [engine.expected_version for engine in engines]
             await self._join(engines, held == expected and None not in held)
-            await (self._stream if _load_in_place(engines) else self._request_each)(engines, waiting, version)
+            packs.set_result(not _load_in_place(engines))
+            await (self._request_each if packs.result() else self._stream)(engines, waiting, version)
         except (RuntimeError, ExceptionGroup) as error:  # torch's of a group, and EngineError, are RuntimeErrors
             fault = (
                 f"weights of version {version} were not taken by all servers, restart them and start the same command "
@@ -115,15 +124,15 @@ class NcclSync(ServerSync):
             raise EngineError(fault) from error
         return [engine.url for engine in engines]
 
-    async def _stream(self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Bucket | End], version: int) -> None:
-        """Broadcast all buckets, which tell what they hold."""
+    async def _stream(self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Item], version: int) -> None:
+        """Broadcast all tensors, which tell what they are."""
         group, _ = self._group
 
         def send() -> None:
             sender = stream.Sender(group.broadcast)
-            while isinstance(bucket := waiting.get(), Bucket):
-                sender.send(bucket)
-            sender.end(bucket.value if bucket is End.BROKEN else "")
+            while not isinstance(batch := waiting.get(), End):
+                sender.send(batch)
+            sender.end(batch.value if batch is End.BROKEN else "")
 
         async with asyncio.TaskGroup() as tasks:
             for engine in engines:
@@ -131,13 +140,11 @@ class NcclSync(ServerSync):
             tasks.create_task(self._in_thread(send))
         await asyncio.gather(*(engine.serve_again() for engine in engines))
 
-    async def _request_each(
-        self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Bucket | End], version: int
-    ) -> None:
+    async def _request_each(self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Item], version: int) -> None:
         """Broadcast each bucket when all servers have been told what it holds."""
         group, rendezvous = self._group
         await asyncio.gather(*map(update.begin, engines))
-        while isinstance(bucket := await in_own_thread(waiting.get), Bucket):
+        while not isinstance(bucket := await in_own_thread(waiting.get), End):
             async with asyncio.TaskGroup() as tasks:
                 for engine in engines:
                     tasks.create_task(update.receive(engine, rendezvous, bucket))
@@ -200,18 +207,18 @@ class NcclSync(ServerSync):
         return await in_own_thread(on_device)
 
 
-def _hand_over(waiting: queue.Queue[Bucket | End], bucket: Bucket | End, sending: Future[None]) -> None:
-    """Wait until the sender takes the bucket, or has failed."""
+def _hand_over(waiting: queue.Queue[Item], item: Item, sending: Future[None]) -> None:
+    """Wait until the sender takes the item, or has failed."""
     while not sending.done():
         try:
-            waiting.put(bucket, timeout=0.2)
+            waiting.put(item, timeout=0.2)
             return
         except queue.Full:
             continue
 
 
 def _broadcast(group: Group, bucket: Bucket) -> None:
-    wait = group.broadcast(bucket.data)
+    wait = group.broadcast([bucket.data])
     wait()
 
 

@@ -1,70 +1,92 @@
-"""Buckets that tell what they hold, broadcast one after another: who receives need not be asked for each of them.
+"""Tensors that say what they are, broadcast one after another: who receives need not be asked for each of them.
 
-A message is the length of a text, the text (JSON), and the bytes of a bucket; the last message is a text alone.
+A message is the length of a text, the text (JSON), and tensors, each straight from the sender's memory into the
+receiver's; the last message is a text alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from rollout.weight_sync.bucket import Bucket
+# Begins to send tensors; what it returns waits until that is done (groups.Group.broadcast).
+Broadcast = Callable[[Sequence[Tensor]], Callable[[], None]]
 
-# Begins to send a tensor; what it returns waits until that is done (groups.Group.broadcast).
-Broadcast = Callable[[Tensor], Callable[[], None]]
+# Where to receive a tensor of a name, dtype and shape; None: in new memory.
+Place = Callable[[str, torch.dtype, Sequence[int]], Tensor | None]
 
 
 class Sender:
     """Rank 0's end. A message is on its way while the next one is given: the link does not wait for what lies between
-    two buckets."""
+    the two."""
 
     def __init__(self, broadcast: Broadcast):
         self._broadcast = broadcast
-        self._in_transit: list[tuple[Tensor, Callable[[], None]]] = []
+        self._in_transit: tuple[list[Tensor], Callable[[], None]] | None = None
 
-    def send(self, bucket: Bucket) -> None:
-        """Returns when the bucket before is sent."""
-        told = {"names": bucket.names, "dtypes": bucket.dtypes, "shapes": bucket.shapes}
-        self._send(*_text(told), bucket.data)
+    def send(self, tensors: Mapping[str, Tensor]) -> None:
+        """Returns when the message before is sent; the tensors may not change before the next one is given."""
+        whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        told = {
+            "names": [*whole],
+            "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in whole.values()],
+            "shapes": [list(tensor.shape) for tensor in whole.values()],
+        }
+        self._send(told, [*whole.values()])
 
     def end(self, fault: str = "") -> None:
         """The last message: nothing follows, or, with a `fault`, not all that should have come. Returns when all is
         sent."""
-        self._send(*_text({"fault": fault}))
-        self._send()
+        self._send({"fault": fault}, [])
+        self._wait()
 
-    def _send(self, *parts: Tensor) -> None:
-        started = [(part, self._broadcast(part)) for part in parts]
-        for _, wait in self._in_transit:
+    def _send(self, told: dict, tensors: list[Tensor]) -> None:
+        text = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
+        parts = [torch.tensor([len(text)]), text, *map(as_bytes, tensors)]
+        started = [self._broadcast([part]) for part in parts[:2]]
+        if tensors:
+            started.append(self._broadcast(parts[2:]))
+        self._wait()
+        self._in_transit = parts, started[-1]
+
+    def _wait(self) -> None:
+        if self._in_transit is not None:
+            _, wait = self._in_transit
             wait()
-        self._in_transit = started
 
 
-def receive(take: Callable[[Tensor], object], device: torch.device) -> Iterator[Bucket]:
-    """What rank 0 sends, in memory of its own each; `take` has the next broadcast fill a tensor.
+def receive(
+    take: Callable[[Sequence[Tensor]], object],
+    device: torch.device,
+    place: Place = lambda name, dtype, shape: None,
+) -> Iterator[dict[str, Tensor]]:
+    """What rank 0 sends; `take` has the next broadcast fill tensors.
 
     Raises:
         RuntimeError: the sender gave up.
     """
     while True:
         length = torch.empty(1, dtype=torch.int64, device=device)
-        take(length)
+        take([length])
         text = torch.empty(int(length), dtype=torch.uint8, device=device)
-        take(text)
+        take([text])
         told = json.loads(text.cpu().numpy().tobytes())
         if "fault" in told:
             if told["fault"]:
                 raise RuntimeError(told["fault"])
             return
-        bucket = Bucket.of(told["names"], told["dtypes"], told["shapes"], device)
-        take(bucket.buffer)
-        yield bucket
+        tensors = {}
+        for name, dtype_name, shape in zip(told["names"], told["dtypes"], told["shapes"], strict=True):
+            dtype = getattr(torch, dtype_name)
+            own = place(name, dtype, shape)
+            tensors[name] = own if own is not None else torch.empty(shape, dtype=dtype, device=device)
+        take([*map(as_bytes, tensors.values())])
+        yield tensors
 
 
-def _text(told: dict) -> tuple[Tensor, Tensor]:
-    """Its length and itself."""
-    text = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
-    return torch.tensor([len(text)]), text
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The memory of a contiguous tensor, uint8 [bytes]."""
+    return tensor.view(-1).view(torch.uint8)

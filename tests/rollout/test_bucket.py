@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rollout.weight_sync.bucket import buckets, new_memory
+from rollout.weight_sync.bucket import batches, buckets, new_memory
 from rollout.weight_sync.stream import Sender, receive
 
 
@@ -60,25 +60,42 @@ def recorder(sent):
 
 def replay(sent):
     """What was broadcast, into the receiver's tensors."""
-    messages = iter(sent)
+    operations = iter(sent)
 
-    def broadcast(buffer):
-        data = next(messages)
-        assert buffer.dtype == data.dtype and buffer.shape == data.shape
-        buffer.copy_(data)
+    def take(tensors):
+        for tensor, data in zip(tensors, next(operations), strict=True):
+            assert tensor.dtype == data.dtype and tensor.shape == data.shape
+            tensor.copy_(data)
 
-    return broadcast
+    return take
+
+
+def test_batches_are_as_large_as_buckets_and_copy_nothing():
+    packed, plain = list(buckets(tensors(), 1024)), list(batches(tensors(), 1024))
+    assert [bucket.names for bucket in packed] == [[*batch] for batch in plain]
+    given = tensors()
+    (batch,) = batches(given, 1 << 30)
+    assert all(batch[name] is tensor for name, tensor in given)
 
 
 def test_a_stream_tells_what_comes_and_when_it_ends():
     sent = []
     sender = Sender(recorder(sent))
-    for bucket in buckets(tensors(), 1024):
-        sender.send(bucket)
+    for batch in batches(tensors(), 1024):
+        sender.send(batch)
     sender.end()
-    received = [pair for bucket in receive(replay(sent), torch.device("cpu")) for pair in bucket.tensors()]
+    received = [pair for batch in receive(replay(sent), torch.device("cpu")) for pair in batch.items()]
     for (name, tensor), (other_name, other) in zip(tensors(), received, strict=True):
         assert name == other_name and tensor.dtype == other.dtype and torch.equal(tensor, other)
+
+
+def test_a_tensor_is_received_where_its_place_is():
+    sent, place = [], torch.zeros(3)
+    sender = Sender(recorder(sent))
+    sender.send({"a": torch.ones(3), "b": torch.ones(2)})
+    sender.end()
+    (received,) = receive(replay(sent), torch.device("cpu"), lambda name, dtype, shape: place if name == "a" else None)
+    assert received["a"] is place and place.tolist() == [1, 1, 1] and received["b"].tolist() == [1, 1]
 
 
 def test_a_sender_that_gives_up_says_so():
@@ -88,19 +105,18 @@ def test_a_sender_that_gives_up_says_so():
         list(receive(replay(sent), torch.device("cpu")))
 
 
-def test_one_bucket_is_in_transit_while_the_next_is_given():
+def test_one_message_is_in_transit_while_the_next_is_given():
     """And all are sent at the end: what was given may not change before."""
     begun, ended = [], []
 
-    def broadcast(data):
-        begun.append(data)
-        return lambda: ended.append(data)
+    def broadcast(tensors):
+        begun.append(tensors)
+        return lambda: ended.append(tensors)
 
     sender = Sender(broadcast)
-    first, second = list(buckets([("a", torch.ones(3)), ("b", torch.zeros(5))], 1))
-    sender.send(first)
+    sender.send({"a": torch.ones(3)})
     assert len(begun) == 3 and not ended
-    sender.send(second)
-    assert len(begun) == 6 and ended[2].data_ptr() == first.data.data_ptr() and len(ended) == 3
+    sender.send({"b": torch.zeros(5)})
+    assert len(begun) == 6 and ended == [begun[2]]
     sender.end()
-    assert len(begun) == len(ended) == 8
+    assert ended == [begun[2], begun[5], begun[7]] and len(begun) == 8

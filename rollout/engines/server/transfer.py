@@ -49,12 +49,12 @@ class Transfer:
             num_bytes += size
             if end == len(names) or (max_bytes is not None and num_bytes > max_bytes):
                 bucket = Bucket.of(names[start:end], dtypes[start:end], shapes[start:end], torch.device("cpu"))
-                await asyncio.to_thread(group.broadcast(bucket.buffer))
+                await asyncio.to_thread(group.broadcast([bucket.buffer]))
                 self._received.update(bucket.tensors())
                 start, num_bytes = end, 0
 
     async def receive_all(self) -> None:
-        """Take buckets that tell what they hold, until the trainer says that all have come.
+        """Take tensors that tell what they are, until the trainer says that all have come.
 
         Raises:
             RuntimeError: no group, or its rank 0 is gone, or could not gather all.
@@ -62,8 +62,8 @@ class Transfer:
         group = self._joined()
 
         def take() -> None:
-            for bucket in receive(lambda data: group.broadcast(data)(), torch.device("cpu")):
-                self._received.update(bucket.tensors())
+            for tensors in receive(lambda parts: group.broadcast(parts)(), torch.device("cpu")):
+                self._received.update(tensors)
 
         await asyncio.to_thread(take)
 

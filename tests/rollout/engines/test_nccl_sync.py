@@ -13,7 +13,6 @@ from rollout.engines.base import EngineError, Sampling
 from rollout.engines.pool import EnginePool, PoolSettings
 from rollout.engines.vllm import VllmEngine
 from rollout.weight_sync import stream
-from rollout.weight_sync.bucket import Bucket
 from rollout.weight_sync.digest import DigestMismatch
 from rollout.weight_sync.nccl import NcclSync
 from tests.rollout.engines.conftest import Farm, kill_server
@@ -125,9 +124,9 @@ def test_weights_that_are_not_taken_in_place_go_through_vllms_own_update(farm: F
         assert loop.answers() == [greedy(0)] * len(farm.urls("vllm"))
 
 
-def change_before_sending(change: Callable[[Bucket], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def change_before_sending(change: Callable[[dict[str, torch.Tensor]], None], monkeypatch: pytest.MonkeyPatch) -> None:
     send = stream.Sender.send
-    monkeypatch.setattr(stream.Sender, "send", lambda sender, bucket: (change(bucket), send(sender, bucket)))
+    monkeypatch.setattr(stream.Sender, "send", lambda sender, tensors: (change(tensors), send(sender, tensors)))
 
 
 def test_gathering_goes_on_while_a_bucket_is_sent(farm: Farm, monkeypatch: pytest.MonkeyPatch):
@@ -141,15 +140,15 @@ def test_gathering_goes_on_while_a_bucket_is_sent(farm: Farm, monkeypatch: pytes
 
     with Loop(farm, "vllm", bucket_bytes=1) as loop:  # a bucket per tensor
         loop.sync.push(weights(1), 1)
-        change_before_sending(lambda bucket: time.sleep(pause_s), monkeypatch)
+        change_before_sending(lambda tensors: time.sleep(pause_s), monkeypatch)
         started_s = time.perf_counter()
         report = loop.sync.push(slowly(), 2)
     assert time.perf_counter() - started_s < 1.6 * report.num_tensors * pause_s
 
 
 def test_a_wrong_byte_on_the_way_is_found_out(farm: Farm, monkeypatch: pytest.MonkeyPatch):
-    def corrupt(bucket: Bucket) -> None:
-        bucket.data[7] ^= 1
+    def corrupt(tensors: dict[str, torch.Tensor]) -> None:
+        stream.as_bytes(next(iter(tensors.values())).detach())[7] ^= 1
 
     with Loop(farm, "vllm") as loop:
         loop.sync.push(weights(1), 1)

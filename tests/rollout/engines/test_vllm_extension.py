@@ -13,7 +13,7 @@ from torch import nn
 
 from rollout.engines import vllm_extension
 from rollout.engines.vllm_extension import WeightBook
-from rollout.weight_sync.bucket import buckets
+from rollout.weight_sync.bucket import batches, buckets
 from rollout.weight_sync.digest import digest
 from rollout.weight_sync.stream import Sender
 from tests.rollout.test_bucket import recorder
@@ -186,27 +186,37 @@ def test_the_version_dies_with_the_worker():
 class Replay:
     """The worker's end of a group: what the trainer's rank 0 has sent, in order."""
 
-    def __init__(self, sent: list[torch.Tensor]):
+    def __init__(self, sent: list[list[torch.Tensor]]):
         self._sent = iter(sent)
+        self.targets: set[int] = set()  # addresses that were received into
+
+    def group_start(self) -> None:
+        self._operation = iter(next(self._sent))
+
+    def group_end(self) -> None:
+        assert next(self._operation, None) is None
 
     def broadcast(self, buffer: torch.Tensor, src: int, stream: None) -> None:
-        data = next(self._sent)
+        data = next(self._operation)
         assert src == 0 and buffer.dtype == data.dtype and buffer.shape == data.shape
+        self.targets.add(buffer.data_ptr())
         buffer.copy_(data)
 
     def is_at_its_end(self) -> bool:
         return next(self._sent, None) is None
 
 
-def send(worker: WeightBook, tensors: dict[str, torch.Tensor], version: int) -> None:
-    """All of `tensors`, in buckets of 2 KiB and those that are larger."""
-    sent: list[torch.Tensor] = []
+def send(worker: WeightBook, tensors: dict[str, torch.Tensor], version: int) -> Replay:
+    """All of `tensors`, 2 KiB and those that are larger at once."""
+    sent: list[list[torch.Tensor]] = []
     sender = Sender(recorder(sent))
-    for bucket in buckets(tensors.items(), 2048):
-        sender.send(bucket)
+    for batch in batches(tensors.items(), 2048):
+        sender.send(batch)
     sender.end()
-    worker.weight_transfer_engine = SimpleNamespace(model_update_group=Replay(sent))
+    group = Replay(sent)
+    worker.weight_transfer_engine = SimpleNamespace(model_update_group=group)
     worker.opid_receive(version)
+    return group
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -217,9 +227,11 @@ def test_weights_taken_in_place_are_a_load_of_them_on_every_rank(size: int):
         places = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
         worker = worker_of(model)
         assert worker.opid_begin_update() == {"in_place": True, "version": None}
-        send(worker, new, 3)
+        group = send(worker, new, 3)
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, expected.get_parameter(name)) and parameter.data_ptr() == places[name]
+        if size == 1:  # nothing is copied
+            assert set(places.values()) <= group.targets
         assert worker.opid_weight_version() == {"version": 3}
 
 
