@@ -7,15 +7,26 @@ the kernel read it wrongly, and log-probs are off by several nats. Without one t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend, FlashAttentionMetadataBuilder
+from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.attention.backends.flash_attn import (
+    FlashAttentionBackend,
+    FlashAttentionMetadata,
+    FlashAttentionMetadataBuilder,
+)
 
 
 class PlansWithinGraphs(FlashAttentionMetadataBuilder):
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self.aot_schedule = False
+
+    def build_for_cudagraph_capture(self, common_attn_metadata: CommonAttentionMetadata) -> FlashAttentionMetadata:
+        """For queries as long as the step: vLLM's newer model runner captures one token a request."""
+        longest = replace(common_attn_metadata, max_query_len=common_attn_metadata.num_actual_tokens)
+        return super().build_for_cudagraph_capture(longest)
 
 
 class GraphedFlashAttention(FlashAttentionBackend):

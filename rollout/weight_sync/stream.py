@@ -28,14 +28,14 @@ class Sender:
         self._in_transit: tuple[list[Tensor], Callable[[], None]] | None = None
 
     def send(self, tensors: Mapping[str, Tensor]) -> None:
-        """Returns when the message before is sent; the tensors may not change before the next one is given."""
-        whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        """Returns when the message before is sent; the tensors, which are contiguous, may not change before the next
+        one is given."""
         told = {
-            "names": [*whole],
-            "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in whole.values()],
-            "shapes": [list(tensor.shape) for tensor in whole.values()],
+            "names": [*tensors],
+            "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()],
+            "shapes": [list(tensor.shape) for tensor in tensors.values()],
         }
-        self._send(told, [*whole.values()])
+        self._send(told, [*tensors.values()])
 
     def end(self, fault: str = "") -> None:
         """The last message: nothing follows, or, with a `fault`, not all that should have come. Returns when all is

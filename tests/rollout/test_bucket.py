@@ -75,7 +75,9 @@ def test_batches_are_as_large_as_buckets_and_copy_nothing():
     assert [bucket.names for bucket in packed] == [[*batch] for batch in plain]
     given = tensors()
     (batch,) = batches(given, 1 << 30)
-    assert all(batch[name] is tensor for name, tensor in given)
+    assert all(batch[name].data_ptr() == tensor.data_ptr() for name, tensor in given)
+    (batch,) = batches([("a", torch.arange(6).view(2, 3).T)], 1)
+    assert batch["a"].is_contiguous() and batch["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_a_stream_tells_what_comes_and_when_it_ends():
