@@ -97,7 +97,7 @@ class EngineConfig:
     placement: Literal["colocated", "disaggregated"] = "disaggregated"
     sync: Literal["auto", "in_process", "disk", "nccl", "ipc"] = "auto"  # auto: in_process for local, else disk
     sync_dir: str = ""  # of disk; empty: <run.dir>/weights
-    bucket_mib: PositiveInt = 1024  # tensors in transit: at most two of these are in memory with ipc, four with nccl
+    bucket_mib: PositiveInt = 1024  # tensors in transit: at most two of these are in memory with ipc, five with nccl
     # A rank's new requests of a server wait for some ms, until they are this share of those that it has there; 0: none.
     arrival_share: Annotated[float, Field(ge=0, le=1)] = 0.12
     num_api_servers: PositiveInt = 4  # of each vLLM server: processes that answer for one engine

@@ -40,6 +40,7 @@ from rollout.weight_sync.bucket import buckets
 from rollout.weight_sync.disk import DiskSync
 from rollout.weight_sync.ipc import IpcSync
 from rollout.weight_sync.nccl import NcclSync
+from rollout.weight_sync.stream import batches
 from tools.bench_rollout import CLIENTS
 from tools.make_tiny_model import train_tokenizer
 
@@ -137,11 +138,13 @@ class Bench:
         return figures | self._summary(figures, link)
 
     def _gather_s(self) -> float:
-        """Of making the tensors and packing them, with nobody to send them to: the median of three times."""
+        """Of making the tensors and, where that is done, packing them, with nobody to send them to: the median of three
+        times."""
         times = []
         for _ in range(3):
             started_s = time.perf_counter()
-            for _ in buckets(self.weights.stream(), self._options.bucket_mib << 20):
+            gather = batches if self._options.transport == "nccl" and self._options.dialect == "vllm" else buckets
+            for _ in gather(self.weights.stream(), self._options.bucket_mib << 20):
                 if not self._options.cpu:
                     torch.cuda.synchronize()
             times.append(time.perf_counter() - started_s)

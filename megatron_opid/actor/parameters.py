@@ -96,8 +96,10 @@ class RankParameters:
     def _join(self, parameter: Parameter) -> list[Tensor]:
         group = _tensor_group(parameter)
         shard = self.tensors[parameter.name].detach().contiguous()
-        shards = [torch.empty_like(shard) for _ in range(group.size())]
-        dist.all_gather(shards, shard, group=group)
+        shards = [shard]
+        if group.size() > 1:
+            shards = [torch.empty_like(shard) for _ in range(group.size())]
+            dist.all_gather(shards, shard, group=group)
         return unfuse(parameter, join_shards(parameter.kind, shards), self.shape)
 
     def _broadcast(

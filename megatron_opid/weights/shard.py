@@ -57,4 +57,4 @@ def join_shards(kind: Kind, shards: Sequence[Tensor]) -> Tensor:
         return shards[0]
     if kind is Kind.GATE_UP:
         shards = [shard.unflatten(0, (2, -1)) for shard in shards]
-    return torch.cat(list(shards), dim=dim)
+    return torch.cat(list(shards), dim=dim) if len(shards) > 1 else shards[0]

@@ -8,7 +8,7 @@ rebuild each layer. A digest is a sum over elements, each weighed by its positio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rollout.engines.vllm_shards import Shard, blocks_by_name, is_plain, shards
 from rollout.weight_sync.bucket import Bucket
+from rollout.weight_sync.communicator import broadcast_together
 from rollout.weight_sync.handles import open_handle
 from rollout.weight_sync.stream import receive
 
@@ -41,6 +42,9 @@ class WeightBook:
         if self._opid_in_place is None:
             has_all_layers = self.parallel_config.pipeline_parallel_size == 1
             self._opid_in_place = has_all_layers and is_plain(self.model_runner.get_model())
+        if self._opid_in_place and (self._opid_blocks is None or held["version"] is None):
+            # To find them takes some milliseconds: they are kept from one update to the next, if that ended.
+            self._opid_blocks = blocks_by_name(self.model_runner.get_model())
         return held | {"in_place": self._opid_in_place}
 
     def opid_receive(self, version: int) -> None:
@@ -53,11 +57,9 @@ class WeightBook:
             self._opid_incoming = torch.cuda.Stream(self.device, priority=-1)
         filling, incoming = torch.cuda.current_stream(self.device) if is_gpu else None, self._opid_incoming
 
-        def take(tensors: Sequence[Tensor]) -> None:
-            group.group_start()
-            for tensor in tensors:
-                group.broadcast(tensor, src=0, stream=incoming)
-            group.group_end()
+        def take(tensors: Sequence[Tensor]) -> Callable[[], object]:
+            broadcast_together(group, tensors, incoming)
+            return lambda: None  # what follows follows in the order of the stream
 
         with torch.cuda.stream(incoming):
             if incoming is not None:
@@ -89,7 +91,7 @@ class WeightBook:
         Raises:
             RuntimeError: they were to be taken in place, and some did not come.
         """
-        held = self._opid_find_blocks() if in_place else {}
+        held = self._opid_blocks if in_place else {}
         missing = held.keys() - self._opid_filled
         if not in_place:
             self._opid_blocks = None  # vLLM's own loading may have made other tensors
@@ -113,27 +115,20 @@ class WeightBook:
 
     def _opid_place(self, name: str, dtype: torch.dtype, shape: Sequence[int]) -> Tensor | None:
         """This rank's own tensor, where it is the whole weight and as it is sent."""
-        shards = self._opid_find_blocks().get(name, ())
+        shards = self._opid_blocks.get(name, ())
         whole = [shard.tensor for shard in shards if shard.tensor.dtype == dtype and shard.is_whole(shape)]
         return whole[0] if len(shards) == 1 and whole and whole[0].is_contiguous() else None
 
     def _opid_fill(self, named_tensors: Iterable[tuple[str, Tensor]]) -> Exception | None:
         """Why some of the tensors were not taken; one that `_opid_place` has given is where it should be."""
         try:
-            blocks = self._opid_find_blocks()
             for name, tensor in named_tensors:
-                if name not in blocks:
+                if name not in self._opid_blocks:
                     raise ValueError(f"this model has no weight {name}")
-                for shard in blocks[name]:
+                for shard in self._opid_blocks[name]:
                     if shard.tensor is not tensor:
                         shard.fill(tensor)
                 self._opid_filled.add(name)
         except Exception as error:
             return error
         return None
-
-    def _opid_find_blocks(self) -> dict[str, list[Shard]]:
-        """Kept from one update to the next: to find them takes some milliseconds."""
-        if self._opid_blocks is None:
-            self._opid_blocks = blocks_by_name(self.model_runner.get_model())
-        return self._opid_blocks

@@ -83,20 +83,6 @@ def buckets(
         yield bucket
 
 
-def batches(named_tensors: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[dict[str, Tensor]]:
-    """The tensors themselves, contiguous, as many at once as `buckets` would copy into one."""
-    batch: dict[str, Tensor] = {}
-    num_bytes = 0
-    for name, tensor in named_tensors:
-        if batch and num_bytes + tensor.nbytes > max_bytes:
-            yield batch
-            batch, num_bytes = {}, 0
-        batch[name] = tensor.detach().contiguous()
-        num_bytes += tensor.nbytes
-    if batch:
-        yield batch
-
-
 def sizes_of(dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> list[int]:
     """Bytes of tensors."""
     return [math.prod(shape) * getattr(torch, dtype).itemsize for dtype, shape in zip(dtypes, shapes, strict=True)]

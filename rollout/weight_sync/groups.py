@@ -17,6 +17,7 @@ from torch import Tensor, distributed
 
 from rollout.engines.base import EngineError
 from rollout.engines.http import EngineFault, HttpEngine
+from rollout.weight_sync.communicator import broadcast_together
 
 GLOO_TIMEOUT = timedelta(minutes=15)
 # A group is formed of servers that have just answered: whoever is not there by then has died.
@@ -73,14 +74,14 @@ class VllmGroup:
         if self._communicator.disabled:  # it would send nothing and say nothing
             raise EngineError("vLLM finds no NCCL in the trainer's process; is VLLM_DISABLE_PYNCCL set?")
         self._stream = torch.cuda.Stream(priority=-1)  # or the blocks of a kernel that gathers would hold it up
+        self._is_closed = False
 
     def broadcast(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
         with torch.cuda.stream(self._stream):  # not on the stream that gathers what is next
             on_gpu = [self._on_gpu(tensor) for tensor in tensors]
-            self._communicator.group_start()
-            for tensor in on_gpu:
-                self._communicator.broadcast(tensor, src=0, stream=self._stream)
-            self._communicator.group_end()
+            if self._is_closed:  # while this thread waited for a broadcast that has been ended
+                raise EngineError("the group of the weight sync was ended")
+            broadcast_together(self._communicator, on_gpu, self._stream)
         return self._stream.record_event().synchronize
 
     def _on_gpu(self, tensor: Tensor) -> Tensor:
@@ -88,6 +89,7 @@ class VllmGroup:
         return tensor if tensor.is_cuda else tensor.pin_memory().to(self._communicator.device, non_blocking=True)
 
     def close(self) -> None:
+        self._is_closed = True
         self._communicator.destroy()
 
 

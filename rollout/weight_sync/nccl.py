@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import queue
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
@@ -24,7 +25,7 @@ from rollout.engines.pool import EnginePool
 from rollout.event_loop import in_own_thread
 from rollout.weight_sync import stream, update
 from rollout.weight_sync.base import exhaust
-from rollout.weight_sync.bucket import Bucket, batches, buckets
+from rollout.weight_sync.bucket import Bucket, buckets
 from rollout.weight_sync.groups import JOIN_TIMEOUT_S, Group, OpenGroup, Rendezvous, join, leave, opener
 from rollout.weight_sync.servers import AllGather, Run, ServerSync, alone
 
@@ -46,8 +47,8 @@ Item = dict[str, Tensor] | Bucket | End
 
 
 class NcclSync(ServerSync):
-    """While tensors are sent the next are gathered; at most four times `bucket_bytes` are in memory: in transit and
-    behind it, waiting, in the making.
+    """While tensors are sent the next are gathered; at most five times `bucket_bytes` are in memory, or a larger tensor
+    for each: two in transit, one announced, one waits, one is in the making.
 
     All servers that answer form one group with this rank. A server that fails during a transfer leaves the others with
     weights of which nobody knows how many are new: the run stops, and the same command, with the servers restarted,
@@ -88,8 +89,7 @@ class NcclSync(ServerSync):
             sending = thread.submit(lambda: self._run(self._send(waiting, packs, version)))
             sending.add_done_callback(lambda _: packs.done() or packs.set_result(False))
             try:
-                for batch in batches(named_tensors, self._bucket_bytes):
-                    item = next(buckets(batch.items(), self._bucket_bytes)) if packs.result() else batch
+                for item in self._items(named_tensors, packs):
                     if self._device is not None:
                         torch.cuda.current_stream().synchronize()  # the sender reads on a stream of its own
                     _hand_over(waiting, item, sending)
@@ -98,6 +98,14 @@ class NcclSync(ServerSync):
                 raise
             _hand_over(waiting, End.COMPLETE, sending)
             return sending.result()
+
+    def _items(self, named_tensors: Iterator[tuple[str, Tensor]], packs: Future[bool]) -> Iterator[Item]:
+        """The first tensor is gathered before it is known whether tensors are packed."""
+        first = list(itertools.islice(named_tensors, 1))
+        everything = itertools.chain(first, named_tensors)
+        if packs.result():
+            return buckets(everything, self._bucket_bytes)
+        return stream.batches(everything, self._bucket_bytes)
 
     def close(self) -> None:
         """Leave the group, while the servers live: torch would wait at the end for ranks of it that are gone."""

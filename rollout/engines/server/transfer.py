@@ -62,7 +62,7 @@ class Transfer:
         group = self._joined()
 
         def take() -> None:
-            for tensors in receive(lambda parts: group.broadcast(parts)(), torch.device("cpu")):
+            for tensors in receive(group.broadcast, torch.device("cpu")):
                 self._received.update(tensors)
 
         await asyncio.to_thread(take)

@@ -32,7 +32,8 @@ from tests.rollout.tiny import make_tokenizer
 pytestmark = pytest.mark.timeout(900)
 PROMPT = list(range(3, 40))
 UTILIZATION = 0.3
-LENGTHS = (1, 2, 9, 33, 64, 65, 120, 127, 129, 200, 255, 256, 257, 300, 401, 440)
+LENGTHS = (1, 2, 9, 33, 64, 65, 127, 129, 200, 255, 256, 257, 401, 600, 1025, 2100)
+MAX_MODEL_TOKENS = 4096  # above those of the largest CUDA graph
 BUCKET_BYTES = 1 << 20  # several buckets for 9 MB
 # bf16 against fp32, of logits that are spread out; another seed's weights differ by more than 1.
 LOGPROB_ERROR = 0.15
@@ -45,10 +46,10 @@ def make_model(seed: int) -> Qwen3ForCausalLM:
         hidden_size=256,
         intermediate_size=512,
         num_hidden_layers=4,
-        num_attention_heads=4,
+        num_attention_heads=8,
         num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=512,
+        head_dim=128,  # Qwen3's
+        max_position_embeddings=MAX_MODEL_TOKENS,
         tie_word_embeddings=True,
         initializer_range=0.08,
     )
@@ -80,9 +81,9 @@ class Server:
     def engine(self) -> HttpEngine:
         return self.pool.engines[0]
 
-    def push(self, transport: str, seed: int, version: int) -> PushReport:
+    def push(self, transport: str, seed: int, version: int, dtype: torch.dtype = torch.bfloat16) -> PushReport:
         device = "cpu" if transport == "disk" else "cuda:0"
-        tensors = ((name, tensor.detach().to(device)) for name, tensor in make_model(seed).named_parameters())
+        tensors = ((name, tensor.detach().to(device, dtype)) for name, tensor in make_model(seed).named_parameters())
         return self._syncs(transport).push(tensors, version)
 
     def sample(self, temperature: float) -> Generation:
@@ -110,7 +111,7 @@ def start(directory: Path, transfer: str, gpu: int) -> Iterator[Server]:
         dialect,
         directory / "model",
         "bfloat16",
-        max_model_tokens=512,
+        max_model_tokens=MAX_MODEL_TOKENS,
         transfer=transfer,
         gpu_memory_utilization=UTILIZATION,
         sleeps=transfer == "ipc",
@@ -164,7 +165,7 @@ def test_a_step_of_prompts_and_next_tokens_gives_each_sequence_its_own(same_gpu:
     prompts = [[3 + (7 * index + place) % 1000 for place in range(length)] for index, length in enumerate(LENGTHS)]
 
     async def sample(index: int) -> Generation:
-        await asyncio.sleep(0.01 * index)  # beside others' next tokens
+        await asyncio.sleep(0.02 * (index // 2))  # two at once, beside others' next tokens
         sampling = Sampling(temperature=1.0, max_tokens=64, stop_token_ids=(), seed=index)
         return await same_gpu.engine.generate(prompts[index], sampling, session=str(index))
 
@@ -207,3 +208,7 @@ def test_pushes_by_nccl_arrive_whole_and_again_after_a_restart(other_gpu: Server
         check_push(other_gpu, "nccl", seed, version)
     other_gpu.runner.run(other_gpu.launcher.restart(other_gpu.launcher.urls[0]))
     check_push(other_gpu, "nccl", 9, 3)
+    # Of another dtype nothing can be received where it belongs. The digests are of the dtype that was sent.
+    sync._num_pushes, sync._verify_every = 1, 1000
+    other_gpu.push("nccl", 11, 4, torch.float32)
+    assert error(make_model(11), other_gpu.sample(1.0), 1.0) < LOGPROB_ERROR

@@ -13,10 +13,10 @@ from torch import nn
 
 from rollout.engines import vllm_extension
 from rollout.engines.vllm_extension import WeightBook
-from rollout.weight_sync.bucket import batches, buckets
+from rollout.weight_sync.bucket import buckets
 from rollout.weight_sync.digest import digest
-from rollout.weight_sync.stream import Sender
-from tests.rollout.test_bucket import recorder
+from rollout.weight_sync.stream import Sender, batches
+from tests.rollout.test_stream import recorder
 
 HEADS, KV_HEADS, HEAD_SIZE, HIDDEN, FEED_FORWARD, VOCABULARY = 4, 2, 8, 16, 24, 41
 
@@ -210,7 +210,7 @@ def send(worker: WeightBook, tensors: dict[str, torch.Tensor], version: int) -> 
     """All of `tensors`, 2 KiB and those that are larger at once."""
     sent: list[list[torch.Tensor]] = []
     sender = Sender(recorder(sent))
-    for batch in batches(tensors.items(), 2048):
+    for batch in batches(iter(tensors.items()), 2048):
         sender.send(batch)
     sender.end()
     group = Replay(sent)
