@@ -127,9 +127,17 @@ def option_faults(options: argparse.Namespace, config: Config) -> list[str]:
     return [*faults, *evaluation_faults(config, _split(options, config), options.watch, options.games)]
 
 
+def unused(overrides: Sequence[str]) -> list[str]:
+    """Those that an evaluation does not heed: of the trainer, which it has not, and of a run's folder."""
+    keys = {"run.dir", *(setting.partition("=")[0] for setting in PLAYS_ONLY)}
+    return [setting for setting in overrides if setting.partition("=")[0] in keys and setting not in PLAYS_ONLY]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options, overrides = parse_options(arguments)
+    if ignored := unused(overrides):
+        print(f"megatron_opid.evaluate: not used here: {' '.join(ignored)}", file=sys.stderr)
     directory = tempfile.mkdtemp(prefix="evaluate_")  # the servers' logs, apart from the trained run's
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the servers are stopped
     try:

@@ -101,6 +101,13 @@ def test_what_evaluation_would_not_use_is_refused(small_run: SmallRun, cold_star
     assert fault.partition("=")[0] in capsys.readouterr().err
 
 
+def test_what_evaluation_does_not_heed_is_named(small_run: SmallRun, tmp_path, capsys):
+    trainers = ["engine.placement=disaggregated", "run.num_processes=1"]  # the second is as it is
+    assert evaluate.main([*small_run.overrides(tmp_path / "run"), *trainers, "engine.urls=[http://h:8000]"])
+    told = next(line for line in capsys.readouterr().err.splitlines() if "not used here" in line)
+    assert "engine.placement=disaggregated" in told and str(tmp_path / "run") in told and "processes" not in told
+
+
 def test_servers_are_as_many_as_there_is_room_for(small_run: SmallRun, tmp_path, monkeypatch, capsys):
     overrides = small_run.overrides(tmp_path, engine__name="vllm", engine__num_servers=8, engine__tensor_parallel=2)
     for names, num_servers in (("0,1,2,3,4", 2), ("0", 1)):
