@@ -97,7 +97,7 @@ class VllmEngine(HttpEngine):
     async def checksum(self, sent: Mapping[str, int]) -> str:
         """Each worker sums up its own shards; the digest of the whole is the sum of the parts modulo 2^64.
 
-        A mixture's routed experts are not compared (`vllm_extension.shards` says why), and counted in the log.
+        A mixture's routed experts are not compared (`worker_shards.shards` says why), and counted in the log.
         """
         held: dict[str, int] = {}
         for part in await self._rpc("opid_weight_digests", timeout_s=self.load_timeout_s):

@@ -138,7 +138,7 @@ def held_digests(models: list[nn.Module], monkeypatch) -> dict[str, int]:
     """What the client adds up from the ranks' answers."""
     total: dict[str, int] = {}
     for rank, model in enumerate(models):
-        monkeypatch.setattr("rollout.engines.vllm_shards._is_first_rank", lambda rank=rank: rank == 0)
+        monkeypatch.setattr("rollout.engines.worker_shards._is_first_rank", lambda rank=rank: rank == 0)
         for name, value in worker_of(model).opid_weight_digests().items():
             total[name] = (total.get(name, 0) + int(value)) % 2**64
     return total
