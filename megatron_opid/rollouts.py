@@ -68,7 +68,7 @@ class Rollout:
             run_seed=config.run.seed,
             num_processes=config.env.num_processes,
             environment_timeout_s=config.env.timeout_s,
-            progress=None if rank == 0 else False,
+            progress=rank == 0,
         )
         if (device := resolve_device(config.actor.device)).type == "cuda":
             self._worker.run(_use(device))  # CUDA's current device is each thread's own

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Of the progress bar, where it is no terminal that it is written to: a collection that takes less leaves no line.
+LOG_INTERVAL_S = 30.0
+
 Annotator = Callable[[Trajectory], Awaitable[HindsightSkills | None]]
 
 
@@ -44,7 +47,7 @@ class RolloutWorker:
             give bitwise equal trajectories.
         max_concurrent_episodes: further episodes wait; also bounds the number of environments.
         environment_timeout_s: for one reset or step in a process; the process is killed when it is over.
-        progress: show a progress bar; None shows one if stderr is a terminal.
+        progress: show a progress bar; in a log, a line every half minute.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class RolloutWorker:
         num_processes: int = 0,
         max_concurrent_episodes: int = 256,
         environment_timeout_s: float = 120.0,
-        progress: bool | None = None,
+        progress: bool = True,
     ):
         self.metrics: dict[str, float] = {}  # of the last collection
         self._package = package
@@ -66,7 +69,7 @@ class RolloutWorker:
         self._tokenizer = tokenizer
         self._run_seed = run_seed
         self._max_concurrent_episodes = max_concurrent_episodes
-        self._progress = sys.stderr.isatty() if progress is None else progress
+        self._progress = progress
         self.environments = _environments(package, options, num_processes, environment_timeout_s)
         self.loop = EventLoop()
 
@@ -216,7 +219,8 @@ class _Progress(contextlib.AbstractContextManager):
     """A bar with episodes done, success so far and response tokens per second."""
 
     def __init__(self, label: str, num_episodes: int, shown: bool):
-        self._bar = tqdm(total=num_episodes, desc=label, unit="episode", disable=not shown, file=sys.stderr)
+        pace = {} if sys.stderr.isatty() else {"mininterval": LOG_INTERVAL_S, "delay": LOG_INTERVAL_S}
+        self._bar = tqdm(total=num_episodes, desc=label, unit="episode", disable=not shown, file=sys.stderr, **pace)
         self._started_s = time.perf_counter()
         self._num_played = self._num_won = self._num_tokens = 0
 

@@ -30,11 +30,9 @@ for place in spec.submodule_search_locations if spec else ():
 """
 # Tokens of a step for which vLLM replays a CUDA graph: its own sizes, which 0.24.0 ends at two tokens a sequence and
 # 512 in all, and larger ones. Only steps of nothing but next tokens stay below its end, and where each episode goes on
-# by itself nearly every step holds a prompt, too. One graph holds all of such a step (cudagraph_mode FULL), which
-# 0.24.0's older model runner alone captures for prompts (gpu_model_runner.py's _dummy_run): the newer one's stand-in
-# has one token a request (worker/gpu/input_batch.py's make_dummy). The older one's sequences are as long as the step: a
-# graph for more than the longest sequence would read beyond its table of blocks. FlashAttention must be ours
-# (vllm_attention.py, by EXTENSION).
+# by itself nearly every step holds a prompt, too. One graph holds all of such a step (cudagraph_mode FULL). 0.24.0's
+# older model runner, which mixtures get, captures sequences as long as the step: a graph for more than the longest one
+# would read beyond its table of blocks. FlashAttention must be ours (vllm_attention.py, by EXTENSION).
 VLLM_GRAPH_TOKENS = (1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 2049, 128))
 # Parts of a sequence's keys that FlashAttention works on at the same time, at most. A graph holds memory for that many
 # partial outputs of all tokens, also asleep: of vLLM's own 32 they are 1 GiB for an 8B.
@@ -171,7 +169,6 @@ def _vllm(settings: ServerSettings, port: int, environment: dict[str, str]) -> S
         arguments += ["--load-format", "dummy"]
     # Without dev mode the routes for weights, pause and sleep do not exist.
     environment = environment | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
-    environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     if settings.transfer != "disk":
         arguments += ["--weight-transfer-config", json.dumps({"backend": settings.transfer})]
     if settings.transfer == "ipc":

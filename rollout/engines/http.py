@@ -147,14 +147,14 @@ class HttpEngine(ABC):
 
     @abstractmethod
     async def begin_update(self) -> int | None:
-        """Pause, forget the version, and wake the memory of the weights: what comes before new weights.
+        """Forget the version, and wake the memory of the weights: what comes before new weights.
 
         Returns: the version that the server held, as `held_version` tells it.
         """
 
     @abstractmethod
     async def end_update(self, version: int) -> None:
-        """What comes after new weights: they are called `version`, and requests are served again."""
+        """What comes after new weights: they are called `version`; a server that slept or was paused serves again."""
 
     @abstractmethod
     async def post_update(self, route: str, body: dict[str, Any] | None = None) -> None:

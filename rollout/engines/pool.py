@@ -29,6 +29,7 @@ PROBE_INTERVAL_S = 15.0
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 30.0
 
 GiveWeights = Callable[[HttpEngine], Awaitable[None]]
+Ask = Callable[[HttpEngine], Awaitable[object]]
 
 
 class EnginePool:
@@ -146,8 +147,8 @@ class EnginePool:
         self._mend_again()
         return tuple(member.engine.url for member in serving if member.fault is None)
 
-    async def reachable(self) -> tuple[HttpEngine, ...]:
-        """All engines that answer now, also of those that are out; where none does, our own are restarted first.
+    async def reachable(self, ask: Ask = lambda engine: engine.health()) -> tuple[HttpEngine, ...]:
+        """All engines that answer `ask` now, also of those that are out; where none does, our own are restarted first.
 
         Nothing else is mended until `admit`.
 
@@ -155,11 +156,11 @@ class EnginePool:
             EngineError: none answers.
         """
         await self.halt()
-        faults, failures = await self._silences(), []
+        faults, failures = await self._silences(ask), []
         if None not in faults and self._owner is not None:
             restarts = (self._try_restart(member) for member in self._members if member.is_own)
             failures = [failure for failure in await asyncio.gather(*restarts) if failure]
-            faults = await self._silences()
+            faults = await self._silences(ask)
         if None not in faults:
             raise EngineError(f"no engine answers: {'; '.join(map(str, [*faults, *failures]))}")
         engines = []
@@ -170,17 +171,17 @@ class EnginePool:
                 self._mark_out(member, fault)
         return tuple(engines)
 
-    async def _silences(self) -> list[EngineFault | None]:
+    async def _silences(self, ask: Ask) -> list[EngineFault | None]:
         """Why each engine does not answer; None of one that does."""
 
-        async def ask(member: PoolMember) -> EngineFault | None:
+        async def silence(member: PoolMember) -> EngineFault | None:
             try:
-                await member.engine.health()
+                await ask(member.engine)
             except EngineFault as fault:
                 return fault
             return None
 
-        return await asyncio.gather(*map(ask, self._members))
+        return await asyncio.gather(*map(silence, self._members))
 
     async def halt(self) -> None:
         """Mend nothing until `update` or `admit`."""

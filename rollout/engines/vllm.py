@@ -6,7 +6,6 @@ worker, where it dies with the process, and compute digests.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,17 @@ class VllmEngine(HttpEngine):
     """Needs --logprobs-mode processed_logprobs: by default vLLM's log-probs ignore the temperature."""
 
     dialect = "vllm"
+    _is_paused = False
 
     async def pause(self) -> None:
         # Level 0 pauses as /pause does, without the 20 ms that /pause sleeps, and keeps cached prefixes: our requests
         # find those of their own version only.
         await self._control_json("POST", "/sleep", params={"level": 0, "mode": "abort"})
+        self._is_paused = True
 
     async def resume(self) -> None:
         await self._wake("scheduling")
+        self._is_paused = False
 
     async def sleep(self) -> None:
         # Level 2 keeps no copy of the weights: every training step sends all of them anyway.
@@ -52,14 +54,14 @@ class VllmEngine(HttpEngine):
     async def begin_update(self) -> int | None:
         if self.is_asleep:
             await self._wake("weights")
-            states = await self._rpc("opid_begin_update")
-        else:
-            _, states = await asyncio.gather(self.pause(), self._rpc("opid_begin_update"))
+        states = await self._rpc("opid_begin_update")
         self.loads_in_place = readable(self.url, lambda: all(state["in_place"] for state in states))
         held = self._common_version(states)
         if held is None or held != self.expected_version:
-            # Another run may have called other weights by the numbers that are to come. Asked so, it is an error if the
-            # cache cannot be emptied.
+            # Another run may have left it paused, and called other weights by the numbers that are to come.
+            # Asked in this way it is an error if the cache cannot be emptied.
+            if not self.is_asleep:
+                await self.pause()
             await self._control_json("POST", "/reset_prefix_cache", params={"reset_running_requests": "true"})
         return held
 
@@ -75,7 +77,7 @@ class VllmEngine(HttpEngine):
         if self.is_asleep:
             await self._wake("kv_cache")
             self.is_asleep = False
-        else:
+        elif self._is_paused:
             await self.resume()
 
     async def post_update(self, route: str, body: dict[str, Any] | None = None) -> None:

@@ -115,11 +115,15 @@ class NcclSync(ServerSync):
     async def _send(self, waiting: queue.Queue[Item], packs: Future[bool], version: int) -> list[str]:
         """Sets `packs`, whether tensors are to be copied into buckets; returns the URLs of the servers that have the
         weights now."""
-        engines = await self._pool.reachable()
+        held: dict[str, int | None] = {}
+
+        async def begin(engine: HttpEngine) -> None:
+            held[engine.url] = await engine.begin_update()
+
+        engines = await self._pool.reachable(begin)
         try:
-            held = await asyncio.gather(*(engine.begin_update() for engine in engines))
-            expected = [engine.expected_version for engine in engines]
-            await self._join(engines, held == expected and None not in held)
+            all_known = all(held[engine.url] == engine.expected_version is not None for engine in engines)
+            await self._join(engines, all_known)
             packs.set_result(not _load_in_place(engines))
             await (self._request_each if packs.result() else self._stream)(engines, waiting, version)
         except (RuntimeError, ExceptionGroup) as error:  # torch's of a group, and EngineError, are RuntimeErrors

@@ -14,6 +14,8 @@ from rollout.weight_sync.handles import vllm_payload
 
 async def begin(engine: HttpEngine) -> None:
     """What comes before the first bucket, after `engine.begin_update`, and joining a group where there is one."""
+    if engine.dialect == "vllm" and not engine.is_asleep:
+        await engine.pause()  # between two buckets it would generate
     if _is_own_update(engine):
         await engine.post_update("/start_weight_update", {})
 

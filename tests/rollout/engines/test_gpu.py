@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from megatron_opid.servers import visible_gpus
 from rollout.engines.base import Generation, Sampling
@@ -53,7 +53,8 @@ def make_model(seed: int) -> Qwen3ForCausalLM:
         tie_word_embeddings=True,
         initializer_range=0.08,
     )
-    return Qwen3ForCausalLM(config).to(torch.bfloat16).eval()
+    # Not `.to(torch.bfloat16)`, which rounds the rotary embedding's frequencies as well.
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
 
 def error(model: Qwen3ForCausalLM, generation: Generation, temperature: float, prompt: Sequence[int] = PROMPT) -> float:
@@ -61,7 +62,6 @@ def error(model: Qwen3ForCausalLM, generation: Generation, temperature: float, p
     ids = torch.tensor([[*prompt, *generation.token_ids]])
     with torch.no_grad():
         logits = model.float()(ids).logits[0, len(prompt) - 1 : -1] / temperature
-    model.to(torch.bfloat16)
     sampled = torch.tensor(generation.token_ids)[:, None]
     ours = logits.log_softmax(-1).gather(1, sampled)[:, 0]
     return float((ours - torch.tensor(generation.logprobs)).abs().max())
@@ -171,7 +171,7 @@ def test_a_step_of_prompts_and_next_tokens_gives_each_sequence_its_own(same_gpu:
     generations = same_gpu.runner.run(sample_all())
     model = make_model(5)
     errors = [error(model, generation, 1.0, prompt) for generation, prompt in zip(generations, prompts, strict=True)]
-    assert max(errors) < 2 * LOGPROB_ERROR, errors  # of 1,024 tokens
+    assert max(errors) < LOGPROB_ERROR, f"largest by length of the prompt: {dict(zip(LENGTHS, errors, strict=True))}"
 
 
 @pytest.mark.gpu

@@ -30,7 +30,9 @@ class Pool:
 
     async def halt(self) -> None: ...
 
-    async def reachable(self) -> tuple[SilentServer, ...]:
+    async def reachable(self, ask) -> tuple[SilentServer, ...]:
+        for engine in self.engines:
+            await ask(engine)
         return self.engines
 
 
