@@ -186,7 +186,7 @@ def _positions(model: Path) -> int:
 
 def _sglang(settings: ServerSettings, port: int, environment: dict[str, str], key_file: Path) -> ServerCommand:
     arguments = [
-        *(_engine_python(), "-m", "sglang.launch_server", "--model-path", str(settings.model)),
+        *(_engine_python(), "-m", "rollout.engines.sglang_worker", "--model-path", str(settings.model)),
         *("--host", settings.host, "--port", str(port), "--dtype", settings.dtype),
         *("--tp-size", str(settings.tensor_parallel)),
         *("--mem-fraction-static", str(settings.gpu_memory_utilization)),

@@ -63,7 +63,7 @@ class HttpEngine(ABC):
     """
 
     dialect: str
-    loads_in_place = False  # vLLM's workers may, and say so at each update
+    loads_in_place = False  # where what we add to the server's workers can, by what they said at an update's begin
 
     def __init__(
         self,

@@ -1,10 +1,11 @@
-"""The client of an SGLang 0.5.14 server.
+"""The client of an SGLang 0.5.14 server, started by our sglang_worker.py (see launch.py).
 
 SGLang's log-probs are those at the temperature, before top-p. A seed counts with --enable-deterministic-inference only.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,15 @@ from typing import Any
 
 from rollout.engines.base import Generation, Sampling
 from rollout.engines.http import ADMIN_KEY, CacheCounts, EngineFault, HttpEngine, readable
+from rollout.engines.rank_digests import compare_ranks
+from rollout.engines.sglang_hooks import DIGESTS, LAYOUT
 
 # What a server is called that nobody has synced; also our --weight-version at its start.
 UNSYNCED = "unsynced"
 # Control routes that the admin key does not open.
 KEPT_BY_API_KEY = ("/model_info", "/server_info")
+# For the last step of requests that were aborted.
+IDLE_WITHIN_S = 10
 
 
 class SglangEngine(HttpEngine):
@@ -51,26 +56,26 @@ class SglangEngine(HttpEngine):
             "model_path": str(directory),
             "load_format": "auto",
             "weight_version": str(version),
-            "flush_cache": False,  # at the end, once
+            "flush_cache": False,  # it has been, at the beginning
         }
         await self.post_update("/update_weights_from_disk", body)
         await self.end_update(version)
 
     async def begin_update(self) -> int | None:
-        if self.is_asleep:
-            await self._memory("resume", ["weights"])
-        else:
-            await self.pause()
-        held = await self.held_version()
-        await self._set_version(UNSYNCED)
+        held, _ = await asyncio.gather(self._take_version(), self._forget_prefixes())
+        if held is None or held != self.expected_version:  # it may be another process, of another model
+            self.loads_in_place = all(rank["in_place"] for rank in await self._ask_ranks(LAYOUT))
         return held
 
     async def end_update(self, version: int) -> None:
+        await self._set_version(str(version))
+        await self.serve_again()
+
+    async def serve_again(self) -> None:
+        """The end of an update whose weights have their version."""
         if self.is_asleep:
             await self._memory("resume", ["kv_cache"])
             self.is_asleep = False
-        await self._control_text("/flush_cache")  # prefixes that the old weights computed
-        await self._set_version(str(version))
         await self.resume()
 
     async def post_update(self, route: str, body: dict[str, Any] | None = None) -> None:
@@ -83,10 +88,8 @@ class SglangEngine(HttpEngine):
         return int(label) if str(label).isdigit() else None
 
     async def checksum(self, sent: Mapping[str, int]) -> str:
-        """SGLang sums up its own fused and sharded tensors, which compare between servers only."""
-        body = {"action": "checksum"}
-        answer = await self._control_json("POST", "/weights_checker", json=body, timeout_s=self.load_timeout_s)
-        return readable(self.url, lambda: str(answer["per_engine_checksum"]))
+        ranks = await self._ask_ranks(DIGESTS)
+        return readable(self.url, lambda: compare_ranks(self.url, sent, [rank["checksums"] for rank in ranks]))
 
     async def world_size(self) -> int:
         return int((await self._control_json("GET", "/server_info"))["tp_size"])
@@ -97,6 +100,7 @@ class SglangEngine(HttpEngine):
 
     async def identify(self) -> str:
         info = await self._control_json("GET", "/model_info")
+        await self._ask_ranks(LAYOUT)  # known with our hooks only
         return readable(self.url, lambda: str(info["model_path"] if "weight_version" in info else info["version"]))
 
     def _control_key(self, route: str) -> str:
@@ -137,6 +141,26 @@ class SglangEngine(HttpEngine):
 
     async def _verify_connections(self) -> None:
         """Nothing to ask: each answer said its version."""
+
+    async def _take_version(self) -> int | None:
+        """The version that the server held; it has none from now on."""
+        held = await self.held_version()
+        await self._set_version(UNSYNCED)
+        return held
+
+    async def _forget_prefixes(self) -> None:
+        """Pause, and wake the memory of the weights; what older weights computed is not found again."""
+        if self.is_asleep:  # paused, and its cache given back
+            await self._memory("resume", ["weights"])
+        else:
+            await self.pause()
+            await self._control_text(f"/flush_cache?timeout={IDLE_WITHIN_S}")
+
+    async def _ask_ranks(self, action: str) -> list[dict[str, Any]]:
+        """What our hook answers on each rank."""
+        body = {"action": action}
+        answer = await self._control_json("POST", "/weights_checker", json=body, timeout_s=self.load_timeout_s)
+        return readable(self.url, lambda: answer["ranks"])
 
     async def _memory(self, what: str, tags: list[str]) -> None:
         await self._control_json("POST", f"/{what}_memory_occupation", json={"tags": tags})

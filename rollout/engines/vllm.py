@@ -6,8 +6,6 @@ worker, where it dies with the process, and compute digests.
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,8 @@ from typing import Any
 from rollout.engines.base import Generation, Sampling
 from rollout.engines.http import CacheCounts, EngineFault, HttpEngine, readable
 from rollout.engines.prometheus import counter_total
-from rollout.weight_sync.digest import compare
+from rollout.engines.rank_digests import compare_ranks
 
-logger = logging.getLogger(__name__)
-
-# A routed expert's weight by its Hugging Face name.
-EXPERT = re.compile(r"\.experts\.\d+\.")
 # RequestOutputKind: without it the server's front end makes an answer of all tokens so far at every token.
 FINAL_ONLY = 2
 CACHE_QUERIES, CACHE_HITS = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
@@ -97,22 +91,7 @@ class VllmEngine(HttpEngine):
         return self._common_version(await self._rpc("opid_weight_version"))
 
     async def checksum(self, sent: Mapping[str, int]) -> str:
-        """Each worker sums up its own shards; the digest of the whole is the sum of the parts modulo 2^64.
-
-        A mixture's routed experts are not compared (`vllm_extension.shards` says why), and counted in the log.
-        """
-        held: dict[str, int] = {}
-        for part in await self._rpc("opid_weight_digests", timeout_s=self.load_timeout_s):
-            for name, value in part.items():
-                held[name] = (held.get(name, 0) + int(value)) % 2**64
-        unknown = {name for name in sent if name not in held and EXPERT.search(name)}
-        if unknown:
-            logger.warning(
-                "%s: %d of %d weights are fused experts, of which it keeps no digest: they are not compared",
-                *(self.url, len(unknown), len(sent)),
-            )
-        compare({name: value for name, value in sent.items() if name not in unknown}, held)
-        return f"{sum(held.values()) % 2**64:016x}"
+        return compare_ranks(self.url, sent, await self._rpc("opid_weight_digests", timeout_s=self.load_timeout_s))
 
     async def world_size(self) -> int:
         return (await self._control_json("GET", "/get_world_size"))["world_size"]

@@ -65,7 +65,7 @@ class WeightSync(ABC):
         finally:
             exhaust(source)  # a rank that has failed must not leave the others in a collective
         if verified:
-            verified = self.verify(sent)
+            self.verify(sent)
         self._num_pushes += 1
         return PushReport(len(sizes), sum(sizes.values()), time.perf_counter() - started_s, verified)
 
@@ -77,11 +77,8 @@ class WeightSync(ABC):
         """This rank's part in moving every tensor to every engine, which then has `version`; consumes the iterator."""
 
     @abstractmethod
-    def verify(self, sent: Mapping[str, int]) -> bool:
-        """Raise DigestMismatch unless the engines hold the weights whose digests, by Hugging Face name, are `sent`.
-
-        Returns: whether what they hold was compared with `sent`, not with one another only.
-        """
+    def verify(self, sent: Mapping[str, int]) -> None:
+        """Raise DigestMismatch unless the engines hold the weights whose digests, by Hugging Face name, are `sent`."""
 
 
 def exhaust(named_tensors: Iterable[tuple[str, Tensor]]) -> None:

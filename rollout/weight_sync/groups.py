@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 
 from rollout.engines.base import EngineError
 from rollout.engines.http import EngineFault, HttpEngine
-from rollout.weight_sync.communicator import broadcast_together
+from rollout.weight_sync.communicator import broadcast_coalesced, broadcast_together
 
 GLOO_TIMEOUT = timedelta(minutes=15)
 # A group is formed of servers that have just answered: whoever is not there by then has died.
@@ -78,15 +78,11 @@ class VllmGroup:
 
     def broadcast(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
         with torch.cuda.stream(self._stream):  # not on the stream that gathers what is next
-            on_gpu = [self._on_gpu(tensor) for tensor in tensors]
+            on_gpu = [_on_gpu(tensor, self._communicator.device) for tensor in tensors]
             if self._is_closed:  # while this thread waited for a broadcast that has been ended
                 raise EngineError("the group of the weight sync was ended")
             broadcast_together(self._communicator, on_gpu, self._stream)
         return self._stream.record_event().synchronize
-
-    def _on_gpu(self, tensor: Tensor) -> Tensor:
-        """By way of pinned memory: a copy from other memory would wait for the stream."""
-        return tensor if tensor.is_cuda else tensor.pin_memory().to(self._communicator.device, non_blocking=True)
 
     def close(self) -> None:
         self._is_closed = True
@@ -108,12 +104,12 @@ class SglangGroup:
             rank=0,
             group_name=rendezvous.name,
         )
-        self._stream = torch.cuda.Stream()
+        self._device = torch.device("cuda", torch.cuda.current_device())
+        self._stream = torch.cuda.Stream(priority=-1)  # as vLLM's
 
     def broadcast(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
-        with torch.cuda.stream(self._stream):  # not on the stream that gathers the next bucket
-            for tensor in tensors:
-                distributed.broadcast(tensor, src=0, group=self._group)
+        with torch.cuda.stream(self._stream):  # not on the stream that gathers what is next
+            broadcast_coalesced(self._group, [_on_gpu(tensor, self._device) for tensor in tensors])
         return self._stream.record_event().synchronize
 
     def close(self) -> None:
@@ -141,6 +137,11 @@ class GlooGroup:
 
     def close(self) -> None:
         """Nothing to do: the connections close with the last reference, and a rank that dies ends the broadcast."""
+
+
+def _on_gpu(tensor: Tensor, device: torch.device) -> Tensor:
+    """By way of pinned memory: a copy from other memory would wait for the current stream."""
+    return tensor if tensor.is_cuda else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _store(rendezvous: Rendezvous, rank: int) -> distributed.TCPStore:

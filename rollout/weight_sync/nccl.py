@@ -138,7 +138,7 @@ class NcclSync(ServerSync):
 
     async def _stream(self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Item], version: int) -> None:
         """Broadcast all tensors, which tell what they are."""
-        group, _ = self._group
+        group, rendezvous = self._group
 
         def send() -> None:
             sender = stream.Sender(group.broadcast)
@@ -148,7 +148,7 @@ class NcclSync(ServerSync):
 
         async with asyncio.TaskGroup() as tasks:
             for engine in engines:
-                tasks.create_task(update.receive_stream(engine, version))
+                tasks.create_task(update.receive_stream(engine, rendezvous, version))
             tasks.create_task(self._in_thread(send))
         await asyncio.gather(*(engine.serve_again() for engine in engines))
 

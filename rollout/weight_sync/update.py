@@ -1,12 +1,12 @@
-"""The requests of one weight update, as each server takes them: vLLM's workers in place where our extension can
-(`vllm_extension.WeightBook`), else by vLLM's own update, which rebuilds each layer; SGLang."""
+"""The requests of one weight update, as each server takes them: in place where what we add to their workers can
+(vllm_extension.py, sglang_hooks.py), else by vLLM's own update, which rebuilds each layer, or by SGLang's loading."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from rollout.engines.http import HttpEngine
-from rollout.engines.vllm import VllmEngine
+from rollout.engines.sglang_hooks import STREAM
 from rollout.weight_sync.bucket import Bucket
 from rollout.weight_sync.groups import Rendezvous
 from rollout.weight_sync.handles import vllm_payload
@@ -27,10 +27,16 @@ async def begin_without_group(engine: HttpEngine) -> None:
     await begin(engine)
 
 
-async def receive_stream(engine: VllmEngine, version: int) -> None:
-    """Have one server take all buckets in place, those that a `stream.Sender` sends, which must come meanwhile: its
-    weights are `version` then."""
-    await engine.call_workers("opid_receive", version=version)
+async def receive_stream(engine: HttpEngine, rendezvous: Rendezvous, version: int) -> None:
+    """Have one server take in place all that a `stream.Sender` sends, which must come meanwhile: its weights are
+    `version` then."""
+    if engine.dialect == "sglang":
+        told_by_stream = {"names": [], "dtypes": [], "shapes": []}
+        options = {"load_format": STREAM, "flush_cache": False, "weight_version": str(version)}
+        group = {"group_name": rendezvous.name}
+        await engine.post_update("/update_weights_from_distributed", told_by_stream | options | group)
+    else:
+        await engine.call_workers("opid_receive", version=version)
 
 
 async def receive(engine: HttpEngine, rendezvous: Rendezvous, bucket: Bucket) -> None:

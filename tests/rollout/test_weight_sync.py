@@ -95,18 +95,25 @@ class ToServers(ServerSync):
         return ["a", "b"]
 
 
-@pytest.mark.parametrize("dialect, verified", [("vllm", True), ("sglang", False)])
-def test_checksums_that_compare_between_servers_only_verify_nothing_that_was_sent(dialect, verified):
-    async def checksum(sent):
-        return "equal everywhere, whatever was sent"
-
+def test_what_servers_hold_beside_what_was_sent_is_compared_between_them():
     async def admit(urls, version):
         assert (urls, version) == ({"a", "b"}, 1)
 
-    engines = [SimpleNamespace(dialect=dialect, url=url, checksum=checksum) for url in "ab"]
-    pool = SimpleNamespace(engines=engines, admit=admit)
-    sync = ToServers(pool, asyncio.run, verify_every=1, is_sender=True)
-    assert sync.push([("weight", torch.zeros(2))], 1).verified == verified
+    def server(url, checksum):
+        async def answer(sent):
+            assert sent == {"weight": digest(torch.zeros(2))}
+            return checksum
+
+        return SimpleNamespace(url=url, checksum=answer)
+
+    def push(*checksums):
+        engines = [server(url, checksum) for url, checksum in zip("ab", checksums, strict=True)]
+        pool = SimpleNamespace(engines=engines, admit=admit)
+        return ToServers(pool, asyncio.run, verify_every=1, is_sender=True).push([("weight", torch.zeros(2))], 1)
+
+    assert push("same", "same").verified
+    with pytest.raises(DigestMismatch, match="the weights of b .* are not those of a"):
+        push("same", "other")
 
 
 def test_verify_every_must_be_positive():

@@ -1,9 +1,8 @@
-"""SGLang 0.5.14's routes (srt/entrypoints/http_server.py of its source)."""
+"""SGLang 0.5.14's routes (srt/entrypoints/http_server.py of its source), with our hooks (sglang_hooks.py)."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import uuid
 from pathlib import Path
@@ -13,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from rollout.engines import sglang_hooks
 from rollout.engines.base import EngineError, Sampling
 from rollout.engines.server.host import Host
 from rollout.engines.server.transfer import Transfer
@@ -164,14 +164,27 @@ class _Routes:
 
     async def update_from_group(self, request: Request) -> Response:
         body = await request.json()
-        if body.get("load_format") != "flattened_bucket":
-            return _update_answer(False, f"load_format={body.get('load_format')} is not emulated")
         try:
-            await self._transfer.receive(body["names"], body["dtypes"], body["shapes"], None)
-            await self._transfer.load()
+            match body.get("load_format"):
+                case "flattened_bucket":
+                    await self._transfer.receive(body["names"], body["dtypes"], body["shapes"], None)
+                    await self._transfer.load()
+                case sglang_hooks.STREAM:
+                    await self._receive_all()
+                case other:
+                    return _update_answer(False, f"load_format={other} is not emulated")
         except (RuntimeError, ValueError) as error:
             return _update_answer(False, f"Failed to update parameter online: {error}.")
+        if body.get("weight_version") is not None:
+            self._host.version_label = body["weight_version"]
         return _update_answer(True, "Succeeded to update parameter online.")
+
+    async def _receive_all(self) -> None:
+        """Raises: RuntimeError, ValueError: not all has come, or something else."""
+        self._transfer.start()
+        await self._transfer.receive_all()
+        if not await self._transfer.load():
+            raise ValueError("weights are missing")
 
     async def update_version(self, request: Request) -> Response:
         body = await request.json()
@@ -198,17 +211,14 @@ class _Routes:
 
     async def check_weights(self, request: Request) -> Response:
         body = await request.body() and await request.json()
-        if body.get("action") != "checksum":
-            return JSONResponse({"success": False, "message": f"{body} is not emulated"}, 400)
-        checksums = {name: f"{value:016x}" for name, value in sorted(self._host.engine.digests().items())}
-        total = hashlib.sha256("".join(f"{name}{value}" for name, value in checksums.items()).encode()).hexdigest()
-        answer = {
-            "success": True,
-            "message": "",
-            "ranks": [{"checksums": checksums, "per_gpu_checksum": total}],
-            "per_engine_checksum": total,
-        }
-        return JSONResponse(answer)
+        match body.get("action"):
+            case sglang_hooks.LAYOUT:
+                rank = {"in_place": self._transfer.loads_in_place, "checksums": {}}
+            case sglang_hooks.DIGESTS:
+                rank = {"checksums": {name: str(value) for name, value in self._host.engine.digests().items()}}
+            case _:
+                return JSONResponse({"success": False, "message": f"{body} is not emulated"}, 400)
+        return JSONResponse({"success": True, "message": "", "ranks": [rank]})
 
     async def abort(self, request: Request) -> Response:
         if not (await request.json()).get("abort_all"):

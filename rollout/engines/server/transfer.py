@@ -23,6 +23,11 @@ class Transfer:
         self._group: GlooGroup | None = None
         self._received: dict[str, Tensor] = {}
 
+    @property
+    def loads_in_place(self) -> bool:
+        """As what we add to a real worker, which leaves the fused experts of a mixture to the server's own loading."""
+        return not any(".experts." in name for name, _ in self._host.engine.model.named_parameters())
+
     async def join(self, address: str, port: int, rank: int, world_size: int) -> None:
         """Enter the trainer's group, leaving an older one; returns when all ranks are there."""
         self._group = await asyncio.to_thread(GlooGroup, Rendezvous(address, port, world_size), rank)

@@ -54,8 +54,6 @@ class _Routes:
         self._asleep: set[str] = set()
         self._transfer = Transfer(host)
         self._is_updating = False
-        # As our extension of a real worker, which leaves the fused experts of a mixture to vLLM.
-        self._in_place = not any(".experts." in name for name, _ in host.engine.model.named_parameters())
 
     async def health(self, request: Request) -> Response:
         try:
@@ -195,7 +193,7 @@ class _Routes:
                     return _error(f"{type(error).__name__}: {error}", "InternalServerError", 500)
                 result = None
             case "opid_begin_update":
-                result = {"in_place": self._in_place, "version": self._host.version_label}
+                result = {"in_place": self._transfer.loads_in_place, "version": self._host.version_label}
                 self._host.version_label = None
                 self._transfer.start()
             case "opid_receive":

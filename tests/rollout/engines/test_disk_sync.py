@@ -65,7 +65,7 @@ def test_a_push_reaches_every_server_in_buckets_and_leaves_one_version(farm: Far
     with Loop(farm, dialect, tmp_path / "weights") as loop:
         for version in (5, 6):
             report = loop.sync.push(weights(1), version)
-        assert report.verified == (dialect == "vllm")  # SGLang's checksums are not comparable with ours
+        assert report.verified
         assert report.num_bytes == sum(4 * p.numel() for p in make_model(1).parameters())
         assert loop.held() == [6] * len(farm.urls(dialect))
         assert {engine.expected_version for engine in loop.pool.engines} == {6}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 from rollout.engines.base import EngineError, Sampling
+from rollout.engines.http import HttpEngine
 from rollout.engines.pool import EnginePool, PoolSettings
-from rollout.engines.vllm import VllmEngine
 from rollout.weight_sync import stream
 from rollout.weight_sync.digest import DigestMismatch
 from rollout.weight_sync.nccl import NcclSync
@@ -83,7 +84,7 @@ def test_pushes_reach_every_server_in_buckets_of_any_size(farm: Farm, dialect: s
     with Loop(farm, dialect) as loop:
         for version, seed in ((3, 1), (4, 0), (5, 1)):
             report = loop.sync.push(weights(seed), version)
-            assert report.verified == (dialect == "vllm")  # SGLang's checksums are not comparable with ours
+            assert report.verified
             assert report.num_bytes == sum(4 * p.numel() for p in make_model(seed).parameters())
             assert loop.answers() == [greedy(seed)] * len(farm.urls(dialect))
     with Loop(farm, dialect, bucket_bytes=1024 * KIB) as loop:  # one bucket; another group, by the same servers
@@ -91,12 +92,11 @@ def test_pushes_reach_every_server_in_buckets_of_any_size(farm: Farm, dialect: s
         assert loop.answers() == [greedy(0)] * len(farm.urls(dialect))
 
 
-def as_a_mixture(engine: VllmEngine) -> Callable[[], Awaitable[int | None]]:
+def as_a_mixture(engine: HttpEngine) -> Callable[[], Awaitable[int | None]]:
     begin_update = engine.begin_update
 
     async def begin() -> int | None:
         held = await begin_update()
-        assert engine.loads_in_place
         engine.loads_in_place = False
         return held
 
@@ -112,16 +112,18 @@ def test_servers_that_take_weights_in_different_ways_are_refused(farm: Farm):
     restart(farm, "vllm")
 
 
-def test_weights_that_are_not_taken_in_place_go_through_vllms_own_update(farm: Farm):
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_weights_that_are_not_taken_in_place_go_through_the_servers_own_update(
+    farm: Farm, dialect: str, monkeypatch: pytest.MonkeyPatch
+):
     """A mixture's experts, for one."""
-
-    with Loop(farm, "vllm") as loop:
+    monkeypatch.delattr(stream.Sender, "send")
+    with Loop(farm, dialect) as loop:
         for engine in loop.pool.engines:
             engine.begin_update = as_a_mixture(engine)
-        loop.sync.push(weights(1), 1)
-        assert loop.answers() == [greedy(1)] * len(farm.urls("vllm"))
-        loop.sync.push(weights(0), 2)
-        assert loop.answers() == [greedy(0)] * len(farm.urls("vllm"))
+        for version, seed in ((1, 1), (2, 0)):
+            loop.sync.push(weights(seed), version)
+            assert loop.answers() == [greedy(seed)] * len(farm.urls(dialect))
 
 
 def change_before_sending(change: Callable[[dict[str, torch.Tensor]], None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,15 +148,27 @@ def test_gathering_goes_on_while_a_bucket_is_sent(farm: Farm, monkeypatch: pytes
     assert time.perf_counter() - started_s < 1.6 * report.num_tensors * pause_s
 
 
-def test_a_wrong_byte_on_the_way_is_found_out(farm: Farm, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_a_wrong_byte_on_the_way_is_found_out(farm: Farm, dialect: str, monkeypatch: pytest.MonkeyPatch):
     def corrupt(tensors: dict[str, torch.Tensor]) -> None:
         stream.as_bytes(next(iter(tensors.values())).detach())[7] ^= 1
 
-    with Loop(farm, "vllm") as loop:
+    with Loop(farm, dialect) as loop:
         loop.sync.push(weights(1), 1)
         change_before_sending(corrupt, monkeypatch)
         with pytest.raises(DigestMismatch, match="differs at the engine"):
             loop.sync.push(weights(1), 2)
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_a_server_that_lacks_a_weight_is_named_and_serves_nothing(farm: Farm, dialect: str):
+    with Loop(farm, dialect) as loop:
+        loop.sync.push(weights(0), 1)
+        urls = "|".join(farm.urls(dialect))
+        with pytest.raises(EngineError, match=f"version 2 were not taken .* ({urls}): HTTP .*weights are missing"):
+            loop.sync.push(itertools.islice(weights(1), 5), 2)
+        assert loop.held() == {None}
+    restart(farm, dialect)
 
 
 @pytest.mark.parametrize("dialect", ["vllm", "sglang"])

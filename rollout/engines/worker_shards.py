@@ -1,7 +1,7 @@
-"""Which block of which Hugging Face weight each tensor of a vLLM worker is.
+"""Which block of which Hugging Face weight each tensor of a worker of vLLM 0.24.0 or SGLang 0.5.14 is.
 
-vLLM runs some layers fused and all of them sharded: a weight is blocks of the ranks' tensors, and a tensor of theirs
-may hold blocks of several weights.
+Both run some layers fused and all of them sharded: a weight is blocks of the ranks' tensors, and a tensor of theirs may
+hold blocks of several weights. SGLang's layers are vLLM's of old, with the same names for what is used here.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ PLAIN_LAYERS = {
     *("ReplicatedLinear", "VocabParallelEmbedding", "ParallelLMHead", "RMSNorm"),
 }
 PLAIN_METHODS = {"NoneType", "UnquantizedLinearMethod", "UnquantizedEmbeddingMethod"}
+# Fused experts: vLLM's, SGLang's.
+EXPERTS = {"RoutedExperts", "FusedMoE"}
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,13 @@ class Shard:
 def shards(model: nn.Module) -> Iterator[Shard]:
     """The blocks that this rank holds; replicas of what an earlier rank has are marked.
 
-    Fused experts (w13_weight, w2_weight) are left out: when vLLM loads them it pads, swaps or shuffles them as the
-    kernels of this GPU want (fused_moe/oracle/unquantized.py), so that the bytes of the checkpoint are gone.
+    Fused experts (w13_weight, w2_weight) are left out: they are padded, swapped or shuffled when they are loaded, as
+    the kernels of this GPU want (vLLM's fused_moe/oracle/unquantized.py, SGLang's quantization/unquant.py), so that the
+    bytes of the checkpoint are gone.
     """
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        if any(kind.__name__ == "RoutedExperts" for kind in type(module).__mro__):
+        if any(kind.__name__ in EXPERTS for kind in type(module).__mro__):
             continue
         for kind, parameter in module.named_parameters(recurse=False):
             if parameter.data_ptr() in seen:
