@@ -56,15 +56,18 @@ class SglangEngine(HttpEngine):
             "model_path": str(directory),
             "load_format": "auto",
             "weight_version": str(version),
-            "flush_cache": False,  # it has been, at the beginning
+            "flush_cache": False,  # our requests find prefixes of their own version only
         }
         await self.post_update("/update_weights_from_disk", body)
         await self.end_update(version)
 
     async def begin_update(self) -> int | None:
-        held, _ = await asyncio.gather(self._take_version(), self._forget_prefixes())
-        if held is None or held != self.expected_version:  # it may be another process, of another model
+        held, _ = await asyncio.gather(self._take_version(), self._stand_by())
+        if held is None or held != self.expected_version:
+            # It may be another process, of another model, and have prefixes of other weights by the numbers to come.
             self.loads_in_place = all(rank["in_place"] for rank in await self._ask_ranks(LAYOUT))
+            if not self.is_asleep:  # else its cache was given back
+                await self._control_text(f"/flush_cache?timeout={IDLE_WITHIN_S}")
         return held
 
     async def end_update(self, version: int) -> None:
@@ -118,7 +121,8 @@ class SglangEngine(HttpEngine):
             "stop_token_ids": list(sampling.stop_token_ids),
             "sampling_seed": sampling.seed,
         }
-        return {"input_ids": list(prompt_ids), "sampling_params": params, "return_logprob": True}
+        salt = {"extra_key": str(self.expected_version)}  # of its prefix cache
+        return {"input_ids": list(prompt_ids), "sampling_params": params, "return_logprob": True} | salt
 
     def _read_generation(self, answer: Any, sampling: Sampling, version: int) -> Generation:
         meta = answer["meta_info"]
@@ -148,13 +152,12 @@ class SglangEngine(HttpEngine):
         await self._set_version(UNSYNCED)
         return held
 
-    async def _forget_prefixes(self) -> None:
-        """Pause, and wake the memory of the weights; what older weights computed is not found again."""
-        if self.is_asleep:  # paused, and its cache given back
+    async def _stand_by(self) -> None:
+        """Pause: an update waits for all that runs; a server that sleeps is paused, and wakes the weights' memory."""
+        if self.is_asleep:
             await self._memory("resume", ["weights"])
         else:
             await self.pause()
-            await self._control_text(f"/flush_cache?timeout={IDLE_WITHIN_S}")
 
     async def _ask_ranks(self, action: str) -> list[dict[str, Any]]:
         """What our hook answers on each rank."""

@@ -101,7 +101,8 @@ class _Routes:
             seed=(params.get("sampling_seed") or 42) if self._deterministic else None,
         )
         try:
-            generation, num_cached = await self._host.generate(body["input_ids"], sampling, request)
+            salt = body.get("extra_key") or ""
+            generation, num_cached = await self._host.generate(body["input_ids"], sampling, request, salt)
         except ValueError as error:
             return _error(str(error))
         except EngineError as error:
