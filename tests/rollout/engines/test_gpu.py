@@ -1,7 +1,7 @@
 """A real server on a GPU, vLLM or SGLang, whichever is installed: samples, log-probs, every transport, sleep.
 
 pytest -m gpu tests/rollout/engines/test_gpu.py            (one GPU: disk and ipc)
-pytest -m multi_gpu tests/rollout/engines/test_gpu.py      (two: nccl)
+pytest -m multi_gpu tests/rollout/engines/test_gpu.py      (two: nccl; three: into a server of two)
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class Server:
         return IpcSync(self.pool, run, 1, **common, all_gather=lambda text: [text], tensor_parallel=1)
 
 
-def start(directory: Path, transfer: str, gpu: int) -> Iterator[Server]:
-    """A server on the `gpu`-th of the GPUs that this process may use."""
+def start(directory: Path, transfer: str, gpus: Sequence[str]) -> Iterator[Server]:
+    """A server on some of the GPUs that this process may use."""
     dialect = next((name for name in KINDS if importlib.util.find_spec(name)), None)
     if dialect is None:
         pytest.fail("neither vllm nor sglang is installed")
@@ -115,10 +115,10 @@ def start(directory: Path, transfer: str, gpu: int) -> Iterator[Server]:
         transfer=transfer,
         gpu_memory_utilization=UTILIZATION,
         sleeps=transfer == "ipc",
+        tensor_parallel=len(gpus),
     )
-    names = visible_gpus()[gpu : gpu + 1]
-    launcher = Launcher(settings, num_servers=1, gpus=names, directory=directory, startup_timeout_s=600)
-    free_before_bytes, _ = torch.cuda.mem_get_info(gpu)
+    launcher = Launcher(settings, num_servers=1, gpus=gpus, directory=directory, startup_timeout_s=600)
+    free_before_bytes, _ = torch.cuda.mem_get_info(visible_gpus().index(gpus[0]))
     with launcher, asyncio.Runner() as runner:
         runner.run(launcher.start())
         pool = EnginePool([KINDS[dialect](launcher.urls[0])], PoolSettings(recovery_timeout_s=10), launcher)
@@ -128,12 +128,19 @@ def start(directory: Path, transfer: str, gpu: int) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def same_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from start(tmp_path_factory.mktemp("same_gpu"), "ipc", 0)
+    yield from start(tmp_path_factory.mktemp("same_gpu"), "ipc", visible_gpus()[:1])
 
 
 @pytest.fixture(scope="module")
 def other_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from start(tmp_path_factory.mktemp("other_gpu"), "nccl", 1)
+    yield from start(tmp_path_factory.mktemp("other_gpu"), "nccl", visible_gpus()[1:2])
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path) -> Iterator[Server]:
+    if len(visible_gpus()) < 3:
+        pytest.skip("this process and a server of two need three GPUs")
+    yield from start(tmp_path, "nccl", visible_gpus()[-2:])
 
 
 def check_push(server: Server, transport: str, seed: int, version: int) -> None:
@@ -147,6 +154,24 @@ def check_push(server: Server, transport: str, seed: int, version: int) -> None:
         assert error(make_model(seed + 1), generation, temperature) > 1
 
 
+def check_step(server: Server, seed: int) -> None:
+    """Log-probs of steps that hold prompts, of very different lengths, and next tokens."""
+    prompts = [[3 + (7 * index + place) % 1000 for place in range(length)] for index, length in enumerate(LENGTHS)]
+
+    async def sample(index: int) -> Generation:
+        await asyncio.sleep(0.02 * (index // 2))  # two at once, beside others' next tokens
+        sampling = Sampling(temperature=1.0, max_tokens=64, stop_token_ids=(), seed=index)
+        return await server.engine.generate(prompts[index], sampling, session=str(index))
+
+    async def sample_all() -> list[Generation]:
+        return await asyncio.gather(*map(sample, range(len(prompts))))
+
+    generations = server.runner.run(sample_all())
+    model = make_model(seed)
+    errors = [error(model, generation, 1.0, prompt) for generation, prompt in zip(generations, prompts, strict=True)]
+    assert max(errors) < LOGPROB_ERROR, f"largest by length of the prompt: {dict(zip(LENGTHS, errors, strict=True))}"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("transport", ["disk", "ipc"])
 def test_pushes_arrive_whole_and_logprobs_are_transformers(same_gpu: Server, transport: str):
@@ -158,20 +183,7 @@ def test_pushes_arrive_whole_and_logprobs_are_transformers(same_gpu: Server, tra
 def test_a_step_of_prompts_and_next_tokens_gives_each_sequence_its_own(same_gpu: Server):
     """A CUDA graph of such a step may have been captured for other lengths than it is replayed for."""
     same_gpu.push("disk", 5, 3)
-    prompts = [[3 + (7 * index + place) % 1000 for place in range(length)] for index, length in enumerate(LENGTHS)]
-
-    async def sample(index: int) -> Generation:
-        await asyncio.sleep(0.02 * (index // 2))  # two at once, beside others' next tokens
-        sampling = Sampling(temperature=1.0, max_tokens=64, stop_token_ids=(), seed=index)
-        return await same_gpu.engine.generate(prompts[index], sampling, session=str(index))
-
-    async def sample_all() -> list[Generation]:
-        return await asyncio.gather(*map(sample, range(len(prompts))))
-
-    generations = same_gpu.runner.run(sample_all())
-    model = make_model(5)
-    errors = [error(model, generation, 1.0, prompt) for generation, prompt in zip(generations, prompts, strict=True)]
-    assert max(errors) < LOGPROB_ERROR, f"largest by length of the prompt: {dict(zip(LENGTHS, errors, strict=True))}"
+    check_step(same_gpu, 5)
 
 
 @pytest.mark.gpu
@@ -194,6 +206,16 @@ def test_a_restarted_server_serves_nothing_before_it_is_synced(same_gpu: Server)
         same_gpu.sample(1.0)
     assert caught.value.kind == "stale"
     check_push(same_gpu, "ipc", 7, 6)
+
+
+@pytest.mark.multi_gpu
+def test_pushes_by_nccl_reach_both_ranks_of_a_server(two_gpus: Server):
+    sync = two_gpus._syncs("nccl")
+    two_gpus._syncs = lambda transport: sync
+    for version, seed in ((1, 5), (2, 7)):
+        check_push(two_gpus, "nccl", seed, version)
+    check_step(two_gpus, 7)
+    sync.close()  # while the server lives
 
 
 @pytest.mark.multi_gpu
