@@ -90,6 +90,14 @@ async def test_pausing_aborts_what_runs_and_holds_what_comes(farm: Farm, dialect
 
 
 @dialects
+async def test_a_server_that_another_run_left_paused_serves_again(farm: Farm, dialect: str):
+    async with synced(farm, dialect) as gone:
+        await gone.pause()
+        async with synced(farm, dialect) as engine:
+            assert (await engine.generate(PROMPT, SAMPLING, session="a")).token_ids
+
+
+@dialects
 async def test_nothing_is_sampled_under_weights_that_were_not_synced(farm: Farm, dialect: str):
     async with synced(farm, dialect) as engine:
         await engine.generate(PROMPT, SAMPLING, session="a")
