@@ -128,9 +128,10 @@ def option_faults(options: argparse.Namespace, config: Config) -> list[str]:
 
 
 def unused(overrides: Sequence[str]) -> list[str]:
-    """Those that an evaluation does not heed: of the trainer, which it has not, and of a run's folder."""
+    """Those that an evaluation overrides: by PLAYS_ONLY, and a run's folder."""
     keys = {"run.dir", *(setting.partition("=")[0] for setting in PLAYS_ONLY)}
-    return [setting for setting in overrides if setting.partition("=")[0] in keys and setting not in PLAYS_ONLY]
+    given = {setting: setting.lstrip("+") for setting in overrides}
+    return [setting for setting, bare in given.items() if bare.partition("=")[0] in keys and bare not in PLAYS_ONLY]
 
 
 def main(arguments: list[str] | None = None) -> int:

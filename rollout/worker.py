@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of the progress bar, where it is no terminal that it is written to: a collection that takes less leaves no line.
-LOG_INTERVAL_S = 30.0
+# Between lines on progress where they go into a file: a collection that takes less leaves none.
+LINE_EVERY_S = 30.0
 
 Annotator = Callable[[Trajectory], Awaitable[HindsightSkills | None]]
 
@@ -47,7 +47,7 @@ class RolloutWorker:
             give bitwise equal trajectories.
         max_concurrent_episodes: further episodes wait; also bounds the number of environments.
         environment_timeout_s: for one reset or step in a process; the process is killed when it is over.
-        progress: show a progress bar; in a log, a line every half minute.
+        progress: show a progress bar; where standard error is no terminal, a line every half minute.
     """
 
     def __init__(
@@ -216,22 +216,29 @@ def _environments(
 
 
 class _Progress(contextlib.AbstractContextManager):
-    """A bar with episodes done, success so far and response tokens per second."""
+    """Episodes done, success so far and response tokens per second: a bar on a terminal, now and then a line
+    elsewhere."""
 
     def __init__(self, label: str, num_episodes: int, shown: bool):
-        pace = {} if sys.stderr.isatty() else {"mininterval": LOG_INTERVAL_S, "delay": LOG_INTERVAL_S}
-        self._bar = tqdm(total=num_episodes, desc=label, unit="episode", disable=not shown, file=sys.stderr, **pace)
-        self._started_s = time.perf_counter()
-        self._num_played = self._num_won = self._num_tokens = 0
+        self._shown, self._label, self._num_episodes = shown, label, num_episodes
+        has_bar = shown and sys.stderr.isatty()
+        self._bar = tqdm(total=num_episodes, desc=label, unit="episode", disable=not has_bar, file=sys.stderr)
+        self._started_s = self._told_s = time.perf_counter()
+        self._num_done = self._num_played = self._num_won = self._num_tokens = 0
 
     def add(self, trajectory: Trajectory) -> None:
         self._num_played += trajectory.failure is None
         self._num_won += trajectory.success
         self._num_tokens += sum(len(step.response_ids) for step in trajectory.steps)
-        rate = self._num_tokens / (time.perf_counter() - self._started_s)
+        now_s = time.perf_counter()
         success = self._num_won / self._num_played if self._num_played else 0.0
-        self._bar.set_postfix_str(f"success {success:.0%}, {rate:.0f} tok/s", refresh=False)
+        text = f"success {success:.0%}, {self._num_tokens / (now_s - self._started_s):.0f} tok/s"
+        self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
+        self._num_done += 1
+        if self._shown and self._bar.disable and now_s - self._told_s >= LINE_EVERY_S:
+            self._told_s = now_s
+            print(f"{self._label}: {self._num_done}/{self._num_episodes} episodes, {text}", file=sys.stderr, flush=True)
 
     def __exit__(self, *exception: object) -> None:
         self._bar.close()

@@ -143,7 +143,7 @@ class Bench:
         times = []
         for _ in range(3):
             started_s = time.perf_counter()
-            gather = batches if self._options.transport == "nccl" and self._options.dialect == "vllm" else buckets
+            gather = batches if self._options.transport == "nccl" else buckets
             for _ in gather(self.weights.stream(), self._options.bucket_mib << 20):
                 if not self._options.cpu:
                     torch.cuda.synchronize()

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rollout.address import LOOPBACK
 from rollout.engines.base import EngineError
 from rollout.engines.http import ADMIN_KEY, API_KEY
-from rollout.engines.sglang import UNSYNCED
+from rollout.engines.sglang_names import UNSYNCED
 
 # The Python that vLLM or SGLang is installed in; unset or empty: this one.
 ENGINE_PYTHON = "ENGINE_PYTHON"

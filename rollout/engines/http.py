@@ -169,8 +169,7 @@ class HttpEngine(ABC):
         """A checksum of all weights, equal between servers of one program and layout that hold equal weights.
 
         Raises:
-            DigestMismatch: a weight's digest is not the one in `sent` (by Hugging Face name); only where the server
-                can tell.
+            DigestMismatch: a weight's digest is not the one in `sent` (by Hugging Face name).
         """
 
     @abstractmethod

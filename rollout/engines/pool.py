@@ -136,9 +136,9 @@ class EnginePool:
         Returns: the URLs of those that have them; an engine that is out is given them when it is mended.
         """
         await self._stop_watching()
-        self.expect(version)
         serving = [member for member in self._serving() if member.is_own]
         results = await asyncio.gather(*(load(member.engine) for member in serving), return_exceptions=True)
+        self.expect(version)  # not before: an engine finds out whether it holds what this pool has given it
         for member, result in zip(serving, results, strict=True):
             if isinstance(result, EngineFault):
                 self._take_out(member, result)

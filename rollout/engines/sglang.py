@@ -1,4 +1,4 @@
-"""The client of an SGLang 0.5.14 server, started by our sglang_worker.py (see launch.py).
+"""The client of an SGLang 0.5.14 server, started by our sglang_worker.py (see commands.py).
 
 SGLang's log-probs are those at the temperature, before top-p. A seed counts with --enable-deterministic-inference only.
 """
@@ -14,10 +14,8 @@ from typing import Any
 from rollout.engines.base import Generation, Sampling
 from rollout.engines.http import ADMIN_KEY, CacheCounts, EngineFault, HttpEngine, readable
 from rollout.engines.rank_digests import compare_ranks
-from rollout.engines.sglang_hooks import DIGESTS, LAYOUT
+from rollout.engines.sglang_names import DIGESTS, LAYOUT, UNSYNCED
 
-# What a server is called that nobody has synced; also our --weight-version at its start.
-UNSYNCED = "unsynced"
 # Control routes that the admin key does not open.
 KEPT_BY_API_KEY = ("/model_info", "/server_info")
 # For the last step of requests that were aborted.
@@ -65,7 +63,7 @@ class SglangEngine(HttpEngine):
         held, _ = await asyncio.gather(self._take_version(), self._stand_by())
         if held is None or held != self.expected_version:
             # It may be another process, of another model, and have prefixes of other weights by the numbers to come.
-            self.loads_in_place = all(rank["in_place"] for rank in await self._ask_ranks(LAYOUT))
+            self.loads_in_place = await self._takes_in_place()
             if not self.is_asleep:  # else its cache was given back
                 await self._control_text(f"/flush_cache?timeout={IDLE_WITHIN_S}")
         return held
@@ -91,7 +89,7 @@ class SglangEngine(HttpEngine):
         return int(label) if str(label).isdigit() else None
 
     async def checksum(self, sent: Mapping[str, int]) -> str:
-        ranks = await self._ask_ranks(DIGESTS)
+        ranks = await self._ask_ranks(DIGESTS, timeout_s=self.load_timeout_s)
         return readable(self.url, lambda: compare_ranks(self.url, sent, [rank["checksums"] for rank in ranks]))
 
     async def world_size(self) -> int:
@@ -103,7 +101,7 @@ class SglangEngine(HttpEngine):
 
     async def identify(self) -> str:
         info = await self._control_json("GET", "/model_info")
-        await self._ask_ranks(LAYOUT)  # known with our hooks only
+        await self._takes_in_place()  # known with our hooks only
         return readable(self.url, lambda: str(info["model_path"] if "weight_version" in info else info["version"]))
 
     def _control_key(self, route: str) -> str:
@@ -159,10 +157,14 @@ class SglangEngine(HttpEngine):
         else:
             await self.pause()
 
-    async def _ask_ranks(self, action: str) -> list[dict[str, Any]]:
+    async def _takes_in_place(self) -> bool:
+        """Whether all ranks can take weights by STREAM."""
+        ranks = await self._ask_ranks(LAYOUT)
+        return readable(self.url, lambda: all(rank["in_place"] for rank in ranks))
+
+    async def _ask_ranks(self, action: str, *, timeout_s: float | None = None) -> list[dict[str, Any]]:
         """What our hook answers on each rank."""
-        body = {"action": action}
-        answer = await self._control_json("POST", "/weights_checker", json=body, timeout_s=self.load_timeout_s)
+        answer = await self._control_json("POST", "/weights_checker", json={"action": action}, timeout_s=timeout_s)
         return readable(self.url, lambda: answer["ranks"])
 
     async def _memory(self, what: str, tags: list[str]) -> None:

@@ -14,14 +14,12 @@ from typing import Any
 import torch
 from torch import distributed
 
+from rollout.engines.sglang_names import DIGESTS, LAYOUT, STREAM
 from rollout.engines.worker_shards import is_plain
 from rollout.engines.worker_weights import WorkerWeights
 from rollout.weight_sync.communicator import broadcast_coalesced
 
-# The load format of /update_weights_from_distributed by which everything comes in one request, which names nothing.
-STREAM = "opid_stream"
-# Actions of /weights_checker: whether weights can come by STREAM; this rank's part of each weight's digest.
-LAYOUT, DIGESTS = "opid_layout", "opid_digests"
+FAULT_BYTES = 1024  # of UTF-8, from each rank to the others
 RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
 
 
@@ -79,9 +77,10 @@ def _on_all_ranks(runner: Any, fault: str) -> list[str]:
     """What every rank passed, in rank order, on every rank."""
     if runner.tp_size == 1:
         return [fault]
-    faults = [""] * runner.tp_size
-    distributed.all_gather_object(faults, fault, group=runner.tp_group.cpu_group)
-    return faults
+    own = torch.frombuffer(bytearray(fault.encode()[:FAULT_BYTES].ljust(FAULT_BYTES, b"\0")), dtype=torch.uint8)
+    gathered = [torch.empty_like(own) for _ in range(runner.tp_size)]
+    distributed.all_gather(gathered, own, group=runner.tp_group.cpu_group)
+    return [text.numpy().tobytes().rstrip(b"\0").decode(errors="replace") for text in gathered]
 
 
 def _weights(runner: Any) -> WorkerWeights:

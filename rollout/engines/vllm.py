@@ -48,6 +48,8 @@ class VllmEngine(HttpEngine):
 
     async def load_from_disk(self, directory: Path, version: int) -> None:
         await self.begin_update()
+        if not self.is_asleep:
+            await self.pause()  # should it fail midway, nothing is sampled with what it leaves
         await self._rpc("reload_weights", kwargs={"weights_path": str(directory)}, timeout_s=self.load_timeout_s)
         await self._end_update(version, in_place=False)
 

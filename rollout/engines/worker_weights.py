@@ -43,8 +43,8 @@ class WorkerWeights:
 
         Raises:
             RuntimeError: the sender gave up, or some weights did not come.
-            ValueError: a tensor cannot be taken. Raised at the end: the other ranks would wait for this one in the next
-                broadcast.
+            ValueError: a tensor has no place here. Raised at the end: the other ranks would wait for this one in the
+                next broadcast, as they do where memory for a tensor runs out.
         """
         fault = None
         filling, incoming = self._streams()

@@ -1,4 +1,4 @@
-"""Weight sync by NCCL: the trainer's rank 0 broadcasts buckets to all ranks of all servers, which have other GPUs."""
+"""Weight sync by NCCL: the trainer's rank 0 broadcasts weights to all ranks of all servers, which have other GPUs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CLOSE_TIMEOUT_S = 10.0
 
 
 class End(Enum):
-    """What ends the stream of buckets."""
+    """What comes after the last item."""
 
     COMPLETE = "all weights were gathered"
     BROKEN = "gathering the weights failed"

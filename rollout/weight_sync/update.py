@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rollout.engines.http import HttpEngine
-from rollout.engines.sglang_hooks import STREAM
+from rollout.engines.sglang_names import STREAM
 from rollout.weight_sync.bucket import Bucket
 from rollout.weight_sync.groups import Rendezvous
 from rollout.weight_sync.handles import vllm_payload

@@ -297,7 +297,10 @@ def test_a_task_given_twice_is_refused():
 def test_progress_is_drawn_when_told(capsys, monkeypatch):
     with make_worker(progress=True) as worker:
         collect(worker, label="step 4")  # over sooner than a log is to have a line
-        monkeypatch.setattr("rollout.worker.LOG_INTERVAL_S", 0.0)
+        monkeypatch.setattr("rollout.worker.LINE_EVERY_S", 0.0)
         collect(worker, label="step 5")
-    assert "step 5: 100%" in (text := capsys.readouterr().err) and "success" in text and "18/18" in text
-    assert "step 4" not in text
+        lines = capsys.readouterr().err.splitlines()
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+        collect(worker, label="step 6")
+    assert len(lines) == 18 and lines[-1].startswith("step 5: 18/18 episodes, success ")
+    assert "step 6: 100%" in (text := capsys.readouterr().err) and "success" in text and "18/18" in text

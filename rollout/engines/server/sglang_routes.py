@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from rollout.engines import sglang_hooks
+from rollout.engines import sglang_names
 from rollout.engines.base import EngineError, Sampling
 from rollout.engines.server.host import Host
 from rollout.engines.server.transfer import Transfer
@@ -170,7 +170,7 @@ class _Routes:
                 case "flattened_bucket":
                     await self._transfer.receive(body["names"], body["dtypes"], body["shapes"], None)
                     await self._transfer.load()
-                case sglang_hooks.STREAM:
+                case sglang_names.STREAM:
                     await self._receive_all()
                 case other:
                     return _update_answer(False, f"load_format={other} is not emulated")
@@ -213,9 +213,9 @@ class _Routes:
     async def check_weights(self, request: Request) -> Response:
         body = await request.body() and await request.json()
         match body.get("action"):
-            case sglang_hooks.LAYOUT:
+            case sglang_names.LAYOUT:
                 rank = {"in_place": self._transfer.loads_in_place, "checksums": {}}
-            case sglang_hooks.DIGESTS:
+            case sglang_names.DIGESTS:
                 rank = {"checksums": {name: str(value) for name, value in self._host.engine.digests().items()}}
             case _:
                 return JSONResponse({"success": False, "message": f"{body} is not emulated"}, 400)

@@ -20,6 +20,10 @@ from tests.rollout.tiny import make_model, make_tokenizer
 from tools.faulty_server import faulty_command, inject
 
 KINDS = {"vllm": VllmEngine, "sglang": SglangEngine}
+# Control routes, by dialect.
+PAUSE = {"vllm": "/sleep", "sglang": "/pause_generation"}
+RESUME = {"vllm": "/wake_up", "sglang": "/continue_generation"}
+EMPTY_CACHE = {"vllm": "/reset_prefix_cache", "sglang": "/flush_cache"}
 
 
 def write_model(directory: Path, seed: int) -> Path:
@@ -81,3 +85,17 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     finally:
         for launcher in launchers.values():
             launcher.close()
+
+
+@pytest.fixture
+def routes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of the requests that control servers, in order; of a call of vLLM's workers its method."""
+    seen: list[str] = []
+    request = HttpEngine._control
+
+    def noting(engine: HttpEngine, method: str, route: str, timeout_s: float, **arguments):
+        seen.append((arguments.get("json") or {}).get("method") or route.partition("?")[0])
+        return request(engine, method, route, timeout_s, **arguments)
+
+    monkeypatch.setattr(HttpEngine, "_control", noting)
+    return seen

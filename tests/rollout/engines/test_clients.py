@@ -17,7 +17,7 @@ from rollout.engines.http import ADMIN_KEY, API_KEY, EngineFault
 from rollout.engines.local import LocalEngine
 from rollout.engines.server.__main__ import application
 from rollout.engines.server.host import Host
-from rollout.engines.sglang import UNSYNCED
+from rollout.engines.sglang_names import UNSYNCED
 from rollout.engines.vllm import VllmEngine
 from rollout.weight_sync.digest import DigestMismatch, digest
 from tests.rollout.engines.conftest import KINDS, Farm

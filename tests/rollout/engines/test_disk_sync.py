@@ -11,14 +11,15 @@ from safetensors.torch import load_file
 
 from megatron_opid.config import load
 from megatron_opid.engines import weights_directory
-from rollout.engines.base import EngineError
+from rollout.engines.base import EngineError, Sampling
 from rollout.engines.pool import EnginePool, PoolSettings
 from rollout.weight_sync.digest import DigestMismatch
 from rollout.weight_sync.disk import DiskSync
-from tests.rollout.engines.conftest import Farm
+from tests.rollout.engines.conftest import EMPTY_CACHE, PAUSE, RESUME, Farm
 from tests.rollout.tiny import make_model
 
 KIB = 1024
+GREEDY = Sampling(temperature=0.0, max_tokens=4, stop_token_ids=())
 
 
 class Loop:
@@ -75,6 +76,25 @@ def test_a_push_reaches_every_server_in_buckets_and_leaves_one_version(farm: Far
     assert len(shards) > 2 and set(json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"])
     held = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
     assert all(torch.equal(held[name], tensor) for name, tensor in weights(1))
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_weights_by_a_number_that_another_run_used_are_new_ones(farm: Farm, dialect: str, tmp_path, routes):
+    """The other run's prefixes go, and a server that it left paused serves; one that has this run's keeps its own."""
+    load = {"vllm": "reload_weights", "sglang": "/update_weights_from_disk"}[dialect]
+    with Loop(farm, dialect, tmp_path / "gone") as gone:
+        gone.sync.push(weights(1), 5)
+        for engine in gone.pool.engines:
+            gone.runner.run(engine.pause())
+    with Loop(farm, dialect, tmp_path / "run") as loop:
+        loop.pool._members[1:] = []  # the requests of one server, in order
+        for version in (5, 6):
+            routes.clear()
+            loop.sync.push(weights(2), version)
+            assert routes.index(PAUSE[dialect]) < routes.index(load) < routes.index(RESUME[dialect])
+            assert (EMPTY_CACHE[dialect] in routes) == (version == 5)
+            sampled = loop.runner.run(loop.pool.engines[0].generate([5, 6], GREEDY, session="a"))
+            assert sampled.weight_version == version
 
 
 def test_only_older_versions_of_this_run_are_deleted(farm: Farm, tmp_path):

@@ -16,10 +16,18 @@ from rollout.engines.pool import EnginePool, PoolSettings
 from rollout.weight_sync import stream
 from rollout.weight_sync.digest import DigestMismatch
 from rollout.weight_sync.nccl import NcclSync
-from tests.rollout.engines.conftest import Farm, kill_server
+from tests.rollout.engines.conftest import PAUSE, RESUME, Farm, kill_server
 from tests.rollout.tiny import make_model
 
 KIB = 1024
+BUCKET = ("/update_weights", "/update_weights_from_distributed")
+STREAM_REQUESTS = {
+    "vllm": ["opid_begin_update", "opid_receive"],
+    "sglang": [
+        *("/continue_generation", "/model_info", "/pause_generation"),
+        *("/update_weight_version", "/update_weights_from_distributed"),
+    ],
+}
 PROMPT = [5, 6, 7] * 10
 
 
@@ -114,16 +122,33 @@ def test_servers_that_take_weights_in_different_ways_are_refused(farm: Farm):
 
 @pytest.mark.parametrize("dialect", ["vllm", "sglang"])
 def test_weights_that_are_not_taken_in_place_go_through_the_servers_own_update(
-    farm: Farm, dialect: str, monkeypatch: pytest.MonkeyPatch
+    farm: Farm, dialect: str, monkeypatch: pytest.MonkeyPatch, routes: list[str]
 ):
-    """A mixture's experts, for one."""
+    """A mixture's experts, for one. The servers are paused: from one bucket to the next they would sample."""
     monkeypatch.delattr(stream.Sender, "send")
     with Loop(farm, dialect) as loop:
         for engine in loop.pool.engines:
             engine.begin_update = as_a_mixture(engine)
         for version, seed in ((1, 1), (2, 0)):
+            routes.clear()
             loop.sync.push(weights(seed), version)
+            buckets = [place for place, route in enumerate(routes) if route in BUCKET]
+            assert len(buckets) > 2 and routes.index(PAUSE[dialect]) < buckets[0]
+            assert buckets[-1] < routes.index(RESUME[dialect])
             assert loop.answers() == [greedy(seed)] * len(farm.urls(dialect))
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_a_stream_is_one_request_beside_few_others(farm: Farm, dialect: str, routes: list[str]):
+    with Loop(farm, dialect) as loop:
+        loop.sync.push(weights(0), 1)
+        loop.pool._members[1:] = []
+        loop.sync.push(weights(1), 2)  # in another group
+        loop.sync._verify_every = 1000
+        routes.clear()
+        loop.sync.push(weights(0), 3)
+        assert sorted(routes) == STREAM_REQUESTS[dialect]
+    restart(farm, dialect)  # one was left out
 
 
 def change_before_sending(change: Callable[[dict[str, torch.Tensor]], None], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from rollout.engines import sglang_hooks
-from rollout.engines.sglang_hooks import DIGESTS, LAYOUT, STREAM, check_weights, update_weights
+from rollout.engines.sglang_hooks import check_weights, update_weights
+from rollout.engines.sglang_names import DIGESTS, LAYOUT, STREAM
 from rollout.weight_sync.digest import digest
 from rollout.weight_sync.stream import batches
 from tests.rollout.engines.worker_layers import OurExperts, shard_of, whole
@@ -66,15 +67,17 @@ def test_a_fault_is_an_answer(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_answer_names_every_rank_that_failed(monkeypatch: pytest.MonkeyPatch):
-    def gather(faults: list[str], fault: str, group: str) -> None:
+    def gather(gathered: list[torch.Tensor], own: torch.Tensor, group: str) -> None:
         assert group == "the ranks' own, over gloo"
-        faults[:] = ["", fault, "another"]
+        gathered[0].zero_()
+        gathered[1].copy_(own)
+        gathered[2].fill_(ord("é".encode()[:1]))  # as a text that was cut may end
 
     tp_group = SimpleNamespace(cpu_group="the ranks' own, over gloo")
     runner = runner_of(shard_of(whole(torch.bfloat16), 0, 1), tp_size=3, tp_group=tp_group)
-    monkeypatch.setattr(sglang_hooks.distributed, "all_gather_object", gather)
-    answer = update_weights(never, runner, [], [], [], GROUP, STREAM)
-    assert answer == (False, f"rank 1: KeyError: '{GROUP}'; rank 2: another")
+    monkeypatch.setattr(sglang_hooks.distributed, "all_gather", gather)
+    is_taken, told = update_weights(never, runner, [], [], [], GROUP, STREAM)
+    assert not is_taken and told.startswith(f"rank 1: KeyError: '{GROUP}'; rank 2: \N{REPLACEMENT CHARACTER}")
 
 
 def test_what_is_not_ours_is_left_to_sglang():
