@@ -48,6 +48,13 @@ class WorkerWeights:
         """
         fault = None
         filling, incoming = self._streams()
+        in_place: set[str] = set()
+
+        def place(name: str, dtype: torch.dtype, shape: Sequence[int]) -> Tensor | None:
+            own = self._place(name, dtype, shape)
+            if own is not None:
+                in_place.add(name)
+            return own
 
         def begin(tensors: Sequence[Tensor]) -> Callable[[], object]:
             take(tensors)
@@ -56,12 +63,11 @@ class WorkerWeights:
         with torch.cuda.stream(incoming):
             if incoming is not None:
                 incoming.wait_stream(filling)
-            for tensors in receive(begin, self._device, self._place):
+            for tensors in receive(begin, self._device, place):
                 if filling is not None:
                     filling.wait_stream(incoming)
-                    for name, tensor in tensors.items():
-                        if tensor is not self._place(name, tensor.dtype, tensor.shape):
-                            tensor.record_stream(filling)
+                    for name in tensors.keys() - in_place:
+                        tensors[name].record_stream(filling)
                 with torch.cuda.stream(filling):  # while the next ones come
                     fault = fault or self.fill(tensors.items())
         if fault is not None:

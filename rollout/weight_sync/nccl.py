@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 # To end a group: servers that died do not answer, and NCCL may wait for them forever.
 CLOSE_TIMEOUT_S = 10.0
+# Of a batch to servers of several ranks: what is no rank's whole tensor comes into memory beside what the server was
+# given, three batches at once, and where that runs out the other ranks wait for one that has failed.
+SHARDED_BATCH_BYTES = 1 << 28
 
 
 class End(Enum):
@@ -84,12 +87,12 @@ class NcclSync(ServerSync):
             return ()
         # This thread gathers, which is a collective of the trainer's ranks, while the event loop's sends.
         waiting: queue.Queue[Item] = queue.Queue(maxsize=1)
-        packs: Future[bool] = Future()
+        batch_bytes: Future[int | None] = Future()
         with ThreadPoolExecutor(1, "weight_sync") as thread:
-            sending = thread.submit(lambda: self._run(self._send(waiting, packs, version)))
-            sending.add_done_callback(lambda _: packs.done() or packs.set_result(False))
+            sending = thread.submit(lambda: self._run(self._send(waiting, batch_bytes, version)))
+            sending.add_done_callback(lambda _: batch_bytes.done() or batch_bytes.set_result(self._bucket_bytes))
             try:
-                for item in self._items(named_tensors, packs):
+                for item in self._items(named_tensors, batch_bytes):
                     if self._device is not None:
                         torch.cuda.current_stream().synchronize()  # the sender reads on a stream of its own
                     _hand_over(waiting, item, sending)
@@ -99,22 +102,22 @@ class NcclSync(ServerSync):
             _hand_over(waiting, End.COMPLETE, sending)
             return sending.result()
 
-    def _items(self, named_tensors: Iterator[tuple[str, Tensor]], packs: Future[bool]) -> Iterator[Item]:
-        """The first tensor is gathered before it is known whether tensors are packed."""
+    def _items(self, named_tensors: Iterator[tuple[str, Tensor]], batch_bytes: Future[int | None]) -> Iterator[Item]:
+        """Buckets where it turns out that there are no batches; the first tensor is gathered before that is known."""
         first = list(itertools.islice(named_tensors, 1))
         everything = itertools.chain(first, named_tensors)
-        if packs.result():
+        if batch_bytes.result() is None:
             return buckets(everything, self._bucket_bytes)
-        return stream.batches(everything, self._bucket_bytes)
+        return stream.batches(everything, batch_bytes.result())
 
     def close(self) -> None:
         """Leave the group, while the servers live: torch would wait at the end for ranks of it that are gone."""
         if self._group is not None:
             self._run(self._part(self._pool.engines))
 
-    async def _send(self, waiting: queue.Queue[Item], packs: Future[bool], version: int) -> list[str]:
-        """Sets `packs`, whether tensors are to be copied into buckets; returns the URLs of the servers that have the
-        weights now."""
+    async def _send(self, waiting: queue.Queue[Item], batch_bytes: Future[int | None], version: int) -> list[str]:
+        """Sets how large batches of tensors are, None where tensors are to be copied into buckets; returns the URLs of
+        the servers that have the weights now."""
         held: dict[str, int | None] = {}
 
         async def begin(engine: HttpEngine) -> None:
@@ -124,8 +127,9 @@ class NcclSync(ServerSync):
         try:
             all_known = all(held[engine.url] == engine.expected_version is not None for engine in engines)
             await self._join(engines, all_known)
-            packs.set_result(not _load_in_place(engines))
-            await (self._request_each if packs.result() else self._stream)(engines, waiting, version)
+            streams = _load_in_place(engines)
+            batch_bytes.set_result(self._batch_bytes(len(engines)) if streams else None)
+            await (self._stream if streams else self._request_each)(engines, waiting, version)
         except (RuntimeError, ExceptionGroup) as error:  # torch's of a group, and EngineError, are RuntimeErrors
             fault = (
                 f"weights of version {version} were not taken by all servers, restart them and start the same command "
@@ -135,6 +139,11 @@ class NcclSync(ServerSync):
             await self._part(())
             raise EngineError(fault) from error
         return [engine.url for engine in engines]
+
+    def _batch_bytes(self, num_engines: int) -> int:
+        _, rendezvous = self._group
+        is_sharded = rendezvous.world_size > 1 + num_engines
+        return min(self._bucket_bytes, SHARDED_BATCH_BYTES) if is_sharded else self._bucket_bytes
 
     async def _stream(self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Item], version: int) -> None:
         """Broadcast all tensors, which tell what they are."""

@@ -10,7 +10,7 @@ import torch
 from rollout.engines.base import EngineError
 from rollout.event_loop import EventLoop
 from rollout.weight_sync.groups import Rendezvous, opener
-from rollout.weight_sync.nccl import NcclSync
+from rollout.weight_sync.nccl import SHARDED_BATCH_BYTES, NcclSync
 
 
 class SilentServer:
@@ -91,3 +91,13 @@ def test_the_trainer_without_the_servers_package_is_told_what_is_missing():
     for dialect in ("vllm", "sglang"):
         with pytest.raises(EngineError, match=f"engine.sync=nccl needs {dialect} in the trainer's Python as well"):
             opener("nccl", dialect)
+
+
+@pytest.mark.parametrize(("num_ranks", "expected_bytes"), [(2, SHARDED_BATCH_BYTES), (1, 1 << 30)])
+def test_servers_that_shard_get_smaller_batches(num_ranks: int, expected_bytes: int):
+    """Their ranks receive whole tensors into memory that nobody has set apart."""
+    loop = EventLoop()
+    sync = NcclSync(Pool(), loop.run, 1, is_sender=True, bucket_bytes=1 << 30, backend="gloo")
+    sync._group = ClosedOnce(), Rendezvous("127.0.0.1", 9, 1 + 3 * num_ranks)
+    assert sync._batch_bytes(num_engines=3) == expected_bytes
+    loop.close()
