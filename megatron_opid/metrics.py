@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
+PLACES = ("run.dir", "engine.urls")  # differ in every attempt of a Slurm job
 RUNNING_MEAN_STEPS = 10
 PLAIN_LINE_EVERY_S = 5.0  # where there is no terminal, at most one line in this time, validations apart
 BEFORE_TRAINING = -1  # the step under which a validation of the untrained policy is logged
@@ -266,15 +267,36 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def save_config(run_dir: str | Path, config: Any) -> dict[str, Any]:
+def save_config(run_dir: str | Path, config: Any, start_step: int = 0) -> dict[str, Any]:
     """Write a configuration dataclass to `<run_dir>/config.yaml`; returns the mapping written, for `MetricsLogger`.
 
     Where a string holds the value of an environment variable that is named like a secret (an interpolated API key),
-    `$NAME` is written in place of that value.
+    `$NAME` is written in place of that value. A run that resumes with other settings says which, and keeps those that
+    the `start_step` steps before were made by in `config_until_step_<start_step>.yaml`.
     """
+    path = Path(run_dir) / CONFIG_FILE
     mapping = _without_secrets(asdict(config))
-    write_atomically(Path(run_dir) / CONFIG_FILE, yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)
+    if start_step and path.is_file() and (changes := _changes(path.read_text(), text)):
+        path.replace(path.with_name(f"config_until_step_{start_step}.yaml"))
+        print(f"resuming at step {start_step} with other settings: {', '.join(changes)}", file=sys.stderr, flush=True)
+    write_atomically(path, text)
     return mapping
+
+
+def _changes(before: str, after: str) -> list[str]:
+    """What YAML `after` sets otherwise than `before`, but for PLACES, as `section.key=new (was old)`."""
+    old, new = (dict(_settings(yaml.safe_load(text), "")) for text in (before, after))
+    changed = [key for key in new if old.get(key) != new[key] and key not in PLACES]
+    return [f"{key}={new[key]!r} (was {old.get(key)!r})" for key in changed]
+
+
+def _settings(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _without_secrets(value: Any) -> Any:

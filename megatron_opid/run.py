@@ -52,7 +52,8 @@ class Run:
         self._dir = Path(config.run.dir)
         checkpoint = latest_checkpoint(self._dir / "checkpoints")
         self.start_step = self._resume(checkpoint) if checkpoint is not None else 0
-        plain = save_config(self._dir, config) if rank == 0 else {}
+        has_steps = self.start_step < config.run.num_steps  # else what is written down made them all
+        plain = save_config(self._dir, config, self.start_step) if rank == 0 and has_steps else {}
         self._logger = MetricsLogger(
             self._dir,
             config=plain,

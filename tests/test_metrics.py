@@ -22,6 +22,7 @@ from megatron_opid.config import Config, EnvConfig
 from megatron_opid.metrics import BEFORE_TRAINING, MetricsLogger, Timer, flatten, read_metrics, save_config
 
 REPOSITORY = Path(__file__).parent.parent
+CONFIGS = ("config_until_step_6.yaml", "config.yaml")
 
 
 def _logger(run_dir: Path, **options) -> MetricsLogger:
@@ -170,6 +171,20 @@ def test_saved_config_is_whole_and_without_secrets(tmp_path, monkeypatch):
     expected = json.loads(json.dumps(asdict(config)))  # YAML has no tuples
     expected["env"]["data"] = "http://host/?key=$OPENAI_API_KEY"
     assert yaml.safe_load(text) == expected
+
+
+def test_a_resumed_run_names_what_has_changed_and_keeps_what_was(tmp_path, capsys):
+    first = Config()
+    second = replace(first, optimizer=replace(first.optimizer, learning_rate=3e-6), env=EnvConfig(data="elsewhere"))
+    save_config(tmp_path, first)
+    save_config(tmp_path, replace(first, engine=replace(first.engine, urls=("http://another:1",))), start_step=4)
+    assert not capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    save_config(tmp_path, second, start_step=6)
+    old = first.optimizer.learning_rate
+    told = f"other settings: env.data='elsewhere' (was ''), optimizer.learning_rate=3e-06 (was {old})"
+    assert told in capsys.readouterr().err
+    rates = [yaml.safe_load((tmp_path / name).read_text())["optimizer"]["learning_rate"] for name in CONFIGS]
+    assert rates == [old, 3e-6]
 
 
 def test_wandb_offline_needs_no_account_and_keeps_to_the_run_directory(tmp_path):

@@ -31,7 +31,7 @@ from megatron_opid.actor.checkpoint_directory import (
     refuse_other_model,
     write_attachment,
 )
-from megatron_opid.actor.optimizer import Optimizer, prepare_torch_adam_for_checkpoint
+from megatron_opid.actor.optimizer import Optimizer, own_settings, prepare_torch_adam_for_checkpoint
 from megatron_opid.actor.optimizer_state import (
     load_in_pieces,
     put_parameter_states,
@@ -124,7 +124,8 @@ def load_checkpoint(path: Path, state: CheckpointState) -> dict[str, Any]:
     loaded = dist_checkpointing.load(sharded, str(path / "megatron"))
     for number, chunk in enumerate(unwrap_model(list(state.chunks))):
         chunk.load_state_dict(loaded[_chunk_key(state, number)])
-    optimizer.load_state_dict(loaded["optimizer"])
+    with own_settings(optimizer):
+        optimizer.load_state_dict(loaded["optimizer"])
     load_in_pieces(optimizer, states, path / "megatron")
     state.optimizer.schedule.num_steps = 0  # loading adds
     state.optimizer.schedule.load_state_dict(loaded["schedule"])

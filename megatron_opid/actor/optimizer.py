@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,9 @@ from megatron.core.transformer.module import Float16Module
 from megatron_opid.actor.model import PolicyModel, params_dtype
 from megatron_opid.actor.optimizer_state import distributed_parts
 from megatron_opid.config import ActorConfig, OptimizerConfig
+
+# Of a parameter group: what the configuration says, not the checkpoint.
+CONFIGURED = ("max_lr", "min_lr", "betas", "eps")
 
 
 def wrap_for_data_parallel(chunks: Sequence[PolicyModel], actor: ActorConfig) -> list[DistributedDataParallel]:
@@ -118,6 +122,16 @@ def build_optimizer(
         override_opt_param_scheduler=True,
     )
     return Optimizer(optimizer, schedule)
+
+
+@contextmanager
+def own_settings(optimizer: MegatronOptimizer) -> Iterator[None]:
+    """What is loaded within this brings its own settings of each parameter group, of which the learning rate's bounds
+    would have precedence over the schedule's: those of this run's configuration are put back."""
+    own = [{key: group[key] for key in CONFIGURED if key in group} for group in optimizer.param_groups]
+    yield
+    for group, settings in zip(optimizer.param_groups, own, strict=True):  # not the groups of before
+        group.update(settings)
 
 
 def _offload_options(fraction: float) -> dict[str, Any]:

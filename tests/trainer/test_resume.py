@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,21 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(
     assert (tmp_path / "hf" / "model.safetensors").read_bytes() == (
         uninterrupted / "hf" / "model.safetensors"
     ).read_bytes()
+
+
+def test_other_settings_take_effect_from_the_resume_on(small_run: SmallRun, uninterrupted: Path, tmp_path: Path):
+    """Megatron's parameter groups bring the learning rate and its bounds that they were saved with."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    written = (run_dir / "config.yaml").read_text()
+    changed = {"optimizer__learning_rate": 3e-6, "optimizer__beta2": 0.9}
+    assert run_module("megatron_opid.train", small_run.overrides(run_dir, **changed)).returncode == 0
+    assert (run_dir / "config.yaml").read_text() == written  # of the steps there are, which are all
+    resumed = run_module("megatron_opid.train", small_run.overrides(run_dir, **changed, run__num_steps=5))
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "resuming at step 4 with other settings: " in resumed.stderr and "learning_rate=3e-06" in resumed.stderr
+    assert read_metrics(run_dir / "metrics.jsonl")[-1]["actor/learning_rate"] == 3e-6
+    assert (run_dir / "config_until_step_4.yaml").read_text() == written
 
 
 def start(overrides: list[str]) -> subprocess.Popen:
