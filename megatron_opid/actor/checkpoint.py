@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import tempfile
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -153,8 +153,8 @@ def _make_temporary(final: Path) -> Path:
     name = ""
     if dist.get_rank() == 0:
         final.parent.mkdir(parents=True, exist_ok=True)
-        name = tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".tmp", dir=final.parent)
-        (Path(name) / "megatron").mkdir()
+        name = str(final.with_name(f"{final.name}.{uuid.uuid4().hex}.tmp"))  # tempfile's would be for us alone to read
+        (Path(name) / "megatron").mkdir(parents=True)
     return Path(all_gather_text(name)[0])
 
 

@@ -39,6 +39,8 @@ def test_the_first_update_is_exactly_on_policy(uninterrupted: Path):
 def test_a_run_leaves_a_report_an_export_and_trajectories(uninterrupted: Path):
     assert (uninterrupted / "report.html").stat().st_size > 100_000
     assert (uninterrupted / "hf" / "model.safetensors").is_file()
+    (checkpoint, *_) = (uninterrupted / "checkpoints").glob("step_*")
+    assert checkpoint.stat().st_mode == (uninterrupted / "hf").stat().st_mode  # whoever may read one may read both
     assert sorted(p.name for p in (uninterrupted / "trajectories").glob("step_*[0-9].jsonl")) == [
         f"step_{step:06d}.jsonl" for step in range(4)
     ]
