@@ -9,6 +9,7 @@ import importlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -147,7 +148,8 @@ def load(name: str) -> EnvironmentPackage:
         return importlib.import_module(f"envs.{name}")
     except ModuleNotFoundError as error:
         if f"envs.{name}.".startswith(f"{error.name}."):
-            fault = f"env.name={name!r} is not an environment; set env.name to a package under envs/"
+            known = sorted(path.parent.name for path in Path(__file__).parent.glob("*/environment.py"))
+            fault = f"env.name={name!r} is not an environment; set it to one of {', '.join(known)}"
         elif (error.name or "").startswith("envs."):
             raise  # a defect of ours
         else:

@@ -16,7 +16,8 @@ import signal
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -102,7 +103,9 @@ def evaluation_config(overrides: Sequence[str]) -> Config:
 
 def parse_options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the configuration's overrides."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--split", help="default: env.validation_split")
     parser.add_argument("--games", type=int, help="default: all")
     parser.add_argument(
@@ -139,21 +142,32 @@ def main(arguments: list[str] | None = None) -> int:
     options, overrides = parse_options(arguments)
     if ignored := unused(overrides):
         print(f"megatron_opid.evaluate: not used here: {' '.join(ignored)}", file=sys.stderr)
-    directory = tempfile.mkdtemp(prefix="evaluate_")  # the servers' logs, apart from the trained run's
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the servers are stopped
     try:
-        exit_code = _run(options, [*overrides, f"run.dir={directory}"])
+        with _log_directory() as directory:
+            return _run(options, [*overrides, f"run.dir={directory}"])
     except KeyboardInterrupt:
         print("megatron_opid.evaluate: interrupted", file=sys.stderr)
-        exit_code = 128 + signal.SIGINT
+        return 128 + signal.SIGINT
     except EngineError as error:  # a server that does not start, for one
         print(f"megatron_opid.evaluate: {error}", file=sys.stderr)
-        return 1  # its log says more
-    except SystemExit:
+        return 1
+
+
+@contextmanager
+def _log_directory() -> Iterator[Path]:
+    """The folder of the servers' logs, apart from the trained run's; after an error they stay, as they say more."""
+    directory = Path(tempfile.mkdtemp(prefix="evaluate_"))
+    try:
+        yield directory
+    except Exception:
+        with suppress(OSError):  # there are logs in it
+            directory.rmdir()
+        raise
+    except BaseException:  # interrupted
         shutil.rmtree(directory)
         raise
     shutil.rmtree(directory)
-    return exit_code
 
 
 def _split(options: argparse.Namespace, config: Config) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import psutil
 from megatron_opid.config import Config, ConfigError, resolve_model, value_faults
 from megatron_opid.engines import engine_faults
 from megatron_opid.servers import local_world_size
+from megatron_opid.wandb_login import login_faults
 
 # fp32 in host memory of a parameter whose optimizer state is offloaded: the weight, its gradient, Adam's two moments.
 OFFLOADED_BYTES_PER_PARAMETER = 16
@@ -40,7 +42,8 @@ def files_and_layout_faults(config: Config, world_size: int) -> list[str]:
         *value_faults(config),
         *_environment_faults(config, splits),
         *_model_faults(config),
-        *_actor_faults(config, world_size, "train"),
+        *_layout_faults(config, world_size),
+        *_run_faults(config, "train"),
     ]
 
 
@@ -58,7 +61,8 @@ def sft_files_and_layout_faults(config: Config, world_size: int) -> list[str]:
     return [
         *value_faults(config),
         *_model_faults(config),
-        *_actor_faults(config, world_size, "sft"),
+        *_layout_faults(config, world_size),
+        *_run_faults(config, "sft"),
         *_demonstration_faults(config),
     ]
 
@@ -178,19 +182,36 @@ def _sound_hf_config(config: Config) -> dict[str, Any] | None:
     return None if hf_config_faults(hf_config) else hf_config
 
 
-def _actor_faults(config: Config, world_size: int, entry_point: str) -> list[str]:
-    """The parallel layout, and what the run directory already holds."""
-    from megatron_opid.actor.checkpoint_directory import checkpoint_faults
+def _layout_faults(config: Config, world_size: int) -> list[str]:
     from megatron_opid.actor.layout import layout_faults
+
+    hf_config = _sound_hf_config(config)
+    return [] if hf_config is None else layout_faults(config.actor, hf_config, world_size)
+
+
+def _run_faults(config: Config, entry_point: str) -> list[str]:
+    """Where the run writes, and what its directory already holds."""
+    from megatron_opid.actor.checkpoint_directory import checkpoint_faults
     from megatron_opid.resume import resume_faults
 
-    if (hf_config := _sound_hf_config(config)) is None:
-        return []
-    return [
-        *layout_faults(config.actor, hf_config, world_size),
-        *checkpoint_faults(Path(config.run.dir) / "checkpoints", config.actor, hf_config),
-        *resume_faults(entry_point, config),
-    ]
+    faults = login_faults(config.run.wandb, os.environ)
+    if unwritable := _directory_faults(config.run.dir):
+        return [*faults, *unwritable]
+    if (hf_config := _sound_hf_config(config)) is not None:
+        faults += checkpoint_faults(Path(config.run.dir) / "checkpoints", config.actor, hf_config)
+        faults += resume_faults(entry_point, config)
+    return faults
+
+
+def _directory_faults(name: str) -> list[str]:
+    """Whether a run can write to `name`, or make it; tried, as permissions do not tell for root or of a file system."""
+    try:
+        path = Path(name).absolute()
+        there = next(parent for parent in (path, *path.parents) if parent.exists())
+        with tempfile.TemporaryDirectory(prefix=".writable_", dir=there):
+            return []
+    except OSError as error:
+        return [f"run.dir={name!r} cannot be made or written to ({error.strerror}); set it to a folder of yours"]
 
 
 def device_faults(config: Config, world_size: int) -> list[str]:

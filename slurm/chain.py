@@ -19,8 +19,8 @@ from pathlib import Path
 
 from megatron_opid.config import Config, ConfigError, load
 from megatron_opid.launch import EXIT_BAD_INPUT
-from slurm.launch import command, components, job_faults, service_faults, submit
-from slurm.request import Request, parse, size_faults, unknown_faults
+from slurm.launch import SubmissionError, command, components, job_faults, service_faults, submit
+from slurm.request import Request, parse, size_faults
 from slurm.site import Site, read_site
 
 
@@ -89,9 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         sft_experiment = dict(a.partition("=")[::2] for a in arguments).get("sft_experiment", "")
         words = [a for a in arguments if a != "--print" and not a.startswith("sft_experiment=")]
-        request, rest = parse(words, others=["sft_experiment"])
-        if flags := [word for word in rest if word.startswith("-")]:
-            raise ConfigError(unknown_faults(flags, ["--print"]))
+        request, rest = parse(words, flags=["--print"], others=["sft_experiment"])
         if request.job not in ("train", "disaggregated") or request.seeds:
             raise ConfigError(["a chain trains one seed: set job=train or disaggregated, and no seeds"])
         site, config = read_site(), load(rest)
@@ -107,6 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"slurm.chain: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except SubmissionError as error:
+        print(f"slurm.chain: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

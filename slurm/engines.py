@@ -36,6 +36,17 @@ class EnginesError(RuntimeError):
     """The engines of this job cannot serve."""
 
 
+def is_in_step(module: str, environment: Mapping[str, str], names: Sequence[str]) -> bool:
+    """Whether a job's step has started this process, by `names` in its environment; if not, that is said."""
+    missing = [name for name in names if name not in environment]
+    if missing:
+        print(
+            f"{module} runs under srun in a job of slurm/*.sbatch (docs/slurm.md); not set: {', '.join(missing)}",
+            file=sys.stderr,
+        )
+    return not missing
+
+
 def engine_urls(config: Config, environment: Mapping[str, str]) -> list[str]:
     """The addresses of all servers of the job; empty where it has no engine nodes."""
     ports = range(int(environment["ENGINE_PORT"]), int(environment["ENGINE_PORT"]) + config.engine.num_servers)
@@ -90,6 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
     from rollout.address import EVERYWHERE
     from rollout.engines.launch import Launcher, ServerStartError
 
+    if not is_in_step("slurm.engines", os.environ, ("SLURM_NODEID", "ENGINE_PORT", "ATTEMPT_LOGS")):
+        return EXIT_BAD_INPUT
     try:
         config = load(sys.argv[1:] if arguments is None else arguments)
         if config.engine.name == "local":

@@ -20,12 +20,16 @@ from contextlib import suppress
 
 from megatron_opid.config import Config, ConfigError, load
 from megatron_opid.launch import EXIT_BAD_INPUT
-from slurm.request import CONFIGURED_JOBS, Request, parse, size_faults, unknown_faults
+from slurm.request import CONFIGURED_JOBS, TRAINING_JOBS, Request, parse, size_faults
 from slurm.site import ROOT, Site, read_site
 
 MODES = ("--submit", "--render")
 # A vLLM server keeps one busy, and its API servers one or two more.
 CPUS_PER_SERVING_GPU = 8
+
+
+class SubmissionError(RuntimeError):
+    """A job whose configuration can run was not submitted."""
 
 
 def job_faults(request: Request, config: Config, site: Site) -> list[str]:
@@ -61,7 +65,7 @@ def components(request: Request, config: Config | None, site: Site) -> list[dict
     }
     if request.after:
         options |= {"dependency": f"afterok:{request.after}", "kill-on-invalid-dep": "yes"}
-    nodes = {"nodes": request.nodes} if request.job in ("sft", "train", "disaggregated") else {}
+    nodes = {"nodes": request.nodes} if request.job in TRAINING_JOBS else {}
     gpus = {}
     if config is not None and request.job in CONFIGURED_JOBS:
         count = _evaluation_gpus(config, site) if request.job == "evaluate" else site.gpus_per_node
@@ -107,18 +111,18 @@ def submit(words: Sequence[str], site: Site) -> str:
     """Submit a job; returns its number.
 
     Raises:
-        ConfigError: sbatch refuses it; with its words.
+        SubmissionError: sbatch refuses it, with its words, or cannot be called.
     """
     try:
         _make_logs(site)
     except OSError as error:
-        raise ConfigError([f"LOGS={site.logs} cannot be made: {error}"]) from error
+        raise SubmissionError(f"LOGS={site.logs} cannot be made: {error}; set LOGS in slurm/site.sh") from error
     try:
         done = subprocess.run(words, cwd=ROOT, env=site.environment, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise ConfigError(["sbatch was not found; submit on a machine of the cluster, or use --render"]) from None
+        raise SubmissionError("sbatch was not found; submit on a machine of the cluster, or use --render") from None
     if done.returncode:
-        raise ConfigError([f"{shlex.join(words)}\n{done.stderr.strip()}"])
+        raise SubmissionError(f"sbatch did not take the job:\n{shlex.join(words)}\n{done.stderr.strip()}")
     return done.stdout.strip().partition(";")[0]
 
 
@@ -132,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if len(modes) > 1:
             raise ConfigError(["--submit and --render exclude each other"])
-        request, rest = parse([argument for argument in arguments if argument not in modes])
+        request, rest = parse([argument for argument in arguments if argument not in modes], flags=MODES)
         site, config = read_site(), None
         os.environ.update(site.environment)  # MODELS_ROOT and the like, as the job will have them
         if request.job in CONFIGURED_JOBS:
@@ -151,6 +155,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"slurm.launch: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except SubmissionError as error:
+        print(f"slurm.launch: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -162,8 +169,6 @@ def _checked(request: Request, arguments: Sequence[str], site: Site) -> tuple[Co
         options, overrides = evaluate.parse_options(arguments)
         config = load([*overrides, *evaluate.PLAYS_ONLY])
         return config, [*size_faults(request, config, site), *evaluate.option_faults(options, config)]
-    if flags := [word for word in arguments if word.startswith("-")]:
-        raise ConfigError(unknown_faults(flags, MODES))
     config = load(arguments)
     return config, job_faults(request, config, site)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from megatron_opid.config import Config, ConfigError, load, resolve_model
 from megatron_opid.launch import EXIT_BAD_INPUT, run_ranks
 from megatron_opid.ranks import Machine
-from slurm.engines import EnginesError, engine_urls, wait_until_healthy
+from slurm.engines import EnginesError, engine_urls, is_in_step, wait_until_healthy
 from slurm.stage import StageError, stage
 
 # With Slurm's KillWait (30 s) for the other nodes, a job ends within a minute of the first rank's failure.
@@ -52,6 +52,8 @@ def preparations(config: Config, environment: Mapping[str, str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code of the node's first rank that ended badly, else 0."""
+    if not is_in_step("slurm.node", os.environ, ("SLURM_NODEID", "SLURM_STEP_NUM_NODES", "ATTEMPT_LOGS")):
+        return EXIT_BAD_INPUT
     module, *overrides = sys.argv[1:] if arguments is None else arguments
     try:
         config = load(overrides)

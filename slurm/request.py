@@ -6,11 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from megatron_opid.config import Config, ConfigError, did_you_mean, nearest
+from megatron_opid.config import Config, ConfigError, did_you_mean, load, nearest
 from slurm.site import Site
 
+TRAINING_JOBS = ("sft", "train", "disaggregated")
 # The batch scripts whose arguments are configuration overrides; the others' are handed on as they are.
-CONFIGURED_JOBS = ("sft", "train", "disaggregated", "evaluate")
+CONFIGURED_JOBS = (*TRAINING_JOBS, "evaluate")
 JOBS = (*CONFIGURED_JOBS, "convert", "retrieval")
 PATTERNS = {
     "nodes": r"[1-9]\d*",
@@ -41,12 +42,15 @@ class Request:
     name: str = ""
 
 
-def parse(arguments: Sequence[str], *, others: Sequence[str] = ()) -> tuple[Request, list[str]]:
-    """The request, and the arguments that are the job's. `others` are words that the caller knows, to be named to
-    those who misspell them.
+def parse(
+    arguments: Sequence[str], *, flags: Sequence[str] = (), others: Sequence[str] = ()
+) -> tuple[Request, list[str]]:
+    """The request, and the arguments that are the job's. `flags` and `others` are words that the caller knows, to be
+    named to those who misspell them.
 
     Raises:
-        ConfigError: a value that Slurm would not understand, a word without a dot that nobody knows; all of them.
+        ConfigError: a value that Slurm would not understand, a flag or a word without a dot that nobody knows; all of
+            them, and what is wrong with the configuration's words beside them.
     """
     own = [field.name for field in fields(Request)]
     given = {key: value for key, _, value in (argument.partition("=") for argument in arguments) if key in own}
@@ -59,14 +63,25 @@ def parse(arguments: Sequence[str], *, others: Sequence[str] = ()) -> tuple[Requ
         faults.append(f"job={given['job']!r} does not exist; set one of {', '.join(JOBS)}")
     known, groups = [*own, "experiment", *others], [field.name for field in fields(Config)]
     words = [key for key, is_set, _ in (argument.partition("=") for argument in arguments) if is_set]
-    faults += unknown_faults(
-        [word for word in words if re.fullmatch(r"\w+", word) and word not in known + groups], known
-    )
+    unknown = [word for word in words if re.fullmatch(r"\w+", word) and word not in known + groups]
+    faults += unknown_faults(unknown, known)
+    rest = [argument for argument in arguments if argument.partition("=")[0] not in own]
+    if given.get("job", "train") in TRAINING_JOBS:  # the others have flags of their own
+        faults += unknown_faults([word for word in rest if word.startswith("-")], flags)
+        if faults:
+            faults += _override_faults([a for a in rest if a.partition("=")[0] not in [*unknown, *others]])
     if faults:
         raise ConfigError(faults)
-    rest = [argument for argument in arguments if argument.partition("=")[0] not in own]
     request = replace(Request(), **given)
     return request, rest + _of_each_seed(request, rest)
+
+
+def _override_faults(arguments: Sequence[str]) -> Sequence[str]:
+    try:
+        load([argument.replace("%a", "0") for argument in arguments if not argument.startswith("-")])
+    except ConfigError as error:
+        return error.faults
+    return ()
 
 
 def unknown_faults(words: Sequence[str], known: Sequence[str]) -> list[str]:
@@ -78,10 +93,12 @@ def unknown_faults(words: Sequence[str], known: Sequence[str]) -> list[str]:
 def size_faults(request: Request, config: Config, site: Site) -> list[str]:
     """Why the nodes asked for cannot hold the ranks and engines of the configuration."""
     gpus, ranks = site.gpus_per_node, config.run.num_processes
+    if request.job == "disaggregated" and config.engine.name == "local":
+        return ["engine.name=local has no servers for engine nodes; set engine.name=vllm or sglang, or job=train"]
     if config.actor.device == "cpu":
         return []
     faults = []
-    if request.job in ("sft", "train", "disaggregated"):
+    if request.job in TRAINING_JOBS:
         if ranks > gpus:
             faults.append(
                 f"run.num_processes={ranks} ranks a node are more than its GPUs (GPUS_PER_NODE={gpus} in "

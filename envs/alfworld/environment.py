@@ -7,12 +7,13 @@ from typing import Any
 
 from envs.alfworld.engine import Engine, NativeEngine
 from envs.alfworld.games import TASK_PREFIX, list_games, task_type
-from envs.alfworld.official import OfficialEngine
+from envs.alfworld.official import OfficialEngine, official_faults
 from envs.base import Observation, Outcome, Start, Task, unknown_options
 
 SUCCESS_SCORE = 10.0
 NATIVE = "native"
-_ENGINES = {NATIVE: NativeEngine, "official": OfficialEngine}
+OFFICIAL = "official"
+_ENGINES = {NATIVE: NativeEngine, OFFICIAL: OfficialEngine}
 
 
 class AlfworldEnvironment:
@@ -58,12 +59,12 @@ class AlfworldEnvironment:
 
 
 def option_faults(options: Mapping[str, Any]) -> list[str]:
-    """`engine` must be native (the default) or official, `data` the folder of the games."""
+    """`engine` must be native (the default) or official, which needs packages, `data` the folder of the games."""
     faults = unknown_options(options, known=("data", "engine"))
     name = options.get("engine", NATIVE)
     if name not in _ENGINES:
         faults.append(f"env.options.engine={name!r} is not an ALFWorld engine; set it to one of {', '.join(_ENGINES)}")
-    return faults
+    return faults + (official_faults() if name == OFFICIAL else [])
 
 
 def make_environment(options: Mapping[str, Any]) -> AlfworldEnvironment:

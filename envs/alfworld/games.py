@@ -22,6 +22,10 @@ TASK_TYPES = (
     "pick_cool_then_place_in_recep",
     "pick_two_obj_and_place",
 )
+_NO_GAMES = (
+    f"set env.data to the folder that contains {LAYOUT} (ALFWorld's download, or the output of python -m "
+    "tools.make_alfworld_games)"
+)
 TASK_PREFIX = "Your task is to: "
 _TASK_SENTENCE = re.compile(rf'"({TASK_PREFIX}(?:[^"\\]|\\.)*)"')
 # Sentences that tell the grammar of alfworld 0.4 from that of older releases, which play by other commands.
@@ -50,14 +54,18 @@ def list_games(data: str, split: str) -> tuple[Path, ...]:
         raise ValueError(f"env.data is empty; set it to the folder that contains {LAYOUT}")
     root = Path(os.path.expandvars(data)).expanduser() / LAYOUT / split
     if not root.is_dir():
+        splits = ", ".join(_splits(root.parent))
         raise ValueError(
-            f"there is no folder {root}; set env.data to the folder that contains {LAYOUT} (ALFWorld's download, "
-            "or the output of python -m tools.make_alfworld_games) and the split to one of its folders"
+            f"there is no folder {root}; " + (f"set the split to one of {splits}" if splits else _NO_GAMES)
         )
     games = sorted(path.with_name(GAME_NAME) for path in root.rglob("traj_data.json") if _is_playable(path, root))
     if not games:
         raise ValueError(f"{root} holds no playable game (a {GAME_NAME} marked solvable beside a traj_data.json)")
     return tuple(games)
+
+
+def _splits(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def task_type(path: Path) -> str:

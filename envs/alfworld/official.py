@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from envs.alfworld.engine import Turn
+from envs.base import package_fault
+
+_PACKAGES = ("alfworld", "textworld")
+
+
+def official_faults() -> list[str]:
+    """Why the official engine cannot play here, each with what to do; empty if it can."""
+    return [
+        f"{package_fault('env.options.engine=official', package, 'alfworld')}, or set env.options.engine=native"
+        for package in _PACKAGES
+        if find_spec(package) is None
+    ]
 
 
 class OfficialEngine:
@@ -18,8 +31,8 @@ class OfficialEngine:
             from textworld.envs import PddlEnv
         except ImportError as error:
             raise ValueError(
-                f"env.options.engine=official needs alfworld and textworld ({error}); "
-                "pip install 'megatron-opid[alfworld]' or set env.options.engine=native"
+                f"env.options.engine=official: alfworld cannot be used ({error}); install it again with "
+                "pip install -e '.[alfworld]', or set env.options.engine=native"
             ) from error
         self._environment = AlfredDemangler(PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)))
 

@@ -25,8 +25,18 @@ def question_files(data: str, split: str) -> list[Path]:
     file, folder = Path(data) / f"{split}.parquet", Path(data) / split
     files = [file] if file.is_file() else sorted(folder.glob("*.parquet"))
     if not files:
-        raise ValueError(f"no questions: neither {file} nor {folder}/*.parquet exists; set env.data (now {data!r})")
+        splits = ", ".join(_splits(Path(data)))
+        raise ValueError(
+            f"no questions: neither {file} nor {folder}/*.parquet exists; set env.data (now {data!r})"
+            + (f" or the split to one of {splits}" if splits else "")
+        )
     return files
+
+
+def _splits(data: Path) -> list[str]:
+    return sorted(
+        {path.stem for path in data.glob("*.parquet")} | {path.parent.name for path in data.glob("*/*.parquet")}
+    )
 
 
 def read_questions(data: str, split: str) -> tuple[Question, ...]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from envs.base import is_admissible
+from envs.base import is_admissible, load
 
 OFFERED = ("search[<your query>]", "click[< prev]", "click[next >]", "look")
 
@@ -16,3 +16,8 @@ def test_offered_actions_and_free_text_in_its_place(action):
 def test_anything_else_is_not_offered(action):
     assert not is_admissible(action, OFFERED)
     assert not is_admissible(action, ())
+
+
+def test_an_unknown_environment_is_told_which_there_are():
+    with pytest.raises(ValueError, match="'alfwrld' .* one of alfworld, sciworld, search, webshop$"):
+        load("alfwrld")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from megatron_opid.config import Config, ConfigError, load
+from slurm import chain, engines, launch, node
 from slurm.launch import command, components, job_faults, main, render
 from slurm.request import Request, parse, size_faults
 from slurm.site import ROOT, Site, read_site
@@ -56,11 +58,51 @@ def test_a_misspelt_flag_is_refused_and_not_handed_to_the_job(capsys):
 
 def test_misspelt_words_of_slurm_are_told_their_neighbours():
     with pytest.raises(ConfigError) as error:
-        parse(["experiment=x", "node=2", "tiem=01:00:00", "run.seed=1", "actor={tensor_parallel: 2}", "xyz=1"])
+        parse(["experiment=demo", "node=2", "tiem=01:00:00", "run.seed=1", "actor={tensor_parallel: 2}", "xyz=1"])
     node, time, xyz = error.value.faults
     assert node == "node is unknown; did you mean nodes?"
     assert time == "tiem is unknown; did you mean time?"
     assert xyz.startswith("xyz is unknown; set one of job, nodes, ") and xyz.endswith(", experiment")
+
+
+def test_faults_of_slurms_words_flags_and_the_configuration_are_told_together(capsys):
+    assert main(["experiment=demo", "runs.dir=x", "nodes=two", "--dry-run", "seeds=0-3", "run.seed=%a"]) == 2
+    nodes, flag, key = capsys.readouterr().err.splitlines()[1:]
+    assert "nodes='two'" in nodes and "--dry-run is unknown" in flag and "runs is not a configuration key" in key
+
+
+@pytest.mark.parametrize("module", [launch, chain])
+def test_a_submission_that_fails_is_no_fault_of_the_configuration(
+    module: ModuleType,
+    small_run: SmallRun,  # noqa: F811
+    logs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    sbatch = tmp_path / "bin" / "sbatch"
+    words = [*small_run.overrides(tmp_path / "run"), "nodes=1", *(["--submit"] if module is launch else [])]
+    sbatch.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:/usr/bin:/bin")
+    if shutil.which("sbatch") is None:
+        assert module.main(words) == 1
+        told = capsys.readouterr().err
+        assert "sbatch was not found" in told and "configuration" not in told
+    sbatch.write_text("#!/bin/sh\necho 'error: Unable to contact slurm controller' >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    assert module.main(words) == 1
+    told = capsys.readouterr().err
+    assert "Unable to contact slurm controller" in told and "configuration" not in told
+
+
+@pytest.mark.parametrize("module", [node, engines])
+def test_what_a_step_starts_says_so_elsewhere(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("SLURM_NODEID", "SLURM_STEP_NUM_NODES", "ATTEMPT_LOGS", "ENGINE_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert module.main(["megatron_opid.train", "experiment=demo"]) == 2
+    assert f"{module.__name__} runs under srun" in capsys.readouterr().err
 
 
 def test_every_seed_has_its_own_directory():
@@ -83,6 +125,14 @@ def test_every_seed_has_its_own_directory():
 def test_nodes_must_hold_ranks_and_engines(job: str, overrides: list[str], words: str | None):
     faults = size_faults(Request(job=job), load(["experiment=alfworld_qwen3_1_7b", *overrides]), SITE)
     assert (words in faults[0] and len(faults) == 1) if words else faults == []
+
+
+def test_engine_nodes_need_engines_that_serve():
+    for device in ("cpu", "cuda"):
+        config = load(["experiment=demo", f"actor.device={device}", "engine.name=local"])
+        (fault,) = size_faults(Request(job="disaggregated"), config, SITE)
+        assert fault.startswith("engine.name=local has no servers for engine nodes; set")
+        assert size_faults(Request(job="train"), config, SITE) == []
 
 
 def test_layouts_are_checked_against_all_nodes(

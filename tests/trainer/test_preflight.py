@@ -151,6 +151,42 @@ def test_a_search_must_give_its_servers_up_before_its_process_is_killed(small_ru
     assert training_faults(configure(small_run, tmp_path / "run", **inline), 2) == []
 
 
+@pytest.mark.parametrize("faults", [training_faults, sft_faults])
+def test_a_run_must_be_able_to_write(small_run: SmallRun, tmp_path, faults):
+    file = tmp_path / "file"
+    file.touch()
+    for name in ("/proc/z", file / "below"):
+        (fault,) = faults(configure(small_run, name), 2)
+        assert f"run.dir='{name}' cannot be made or written to" in fault
+    assert faults(configure(small_run, tmp_path / "deep" / "run"), 2) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]  # trying leaves nothing
+
+
+def test_wandb_online_needs_a_key(small_run: SmallRun, tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+
+    def found(mode: str = "online") -> list[str]:
+        return training_faults(configure(small_run, tmp_path / "run", run__wandb=mode), 2)
+
+    assert found("offline") == []
+    (fault,) = found()
+    assert "run.wandb=online: there is no key for api.wandb.ai" in fault and f"{tmp_path}/.netrc" in fault
+    assert len(sft_faults(configure(small_run, tmp_path / "run", run__wandb="online"), 2)) == 1
+    (tmp_path / ".netrc").write_text("machine wandb.example.org login user password secret\n")
+    assert "secret" not in found()[0]
+    (tmp_path / "settings").write_text(
+        "[default]\nbase_url = https://wandb.example.org\n"
+    )  # as wandb login --host has it
+    assert found() == []
+    monkeypatch.setenv("WANDB_BASE_URL", "https://api.wandb.ai")
+    assert len(found()) == 1
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    assert found() == []
+
+
 def test_evaluation_does_not_care_for_the_training_layout(small_run: SmallRun, tmp_path):
     config = configure(small_run, tmp_path, actor__tensor_parallel=2)
     assert evaluation_faults(config, "valid_seen", None, 6) == []

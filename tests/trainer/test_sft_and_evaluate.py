@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -115,6 +116,28 @@ def test_servers_are_as_many_as_there_is_room_for(small_run: SmallRun, tmp_path,
         assert evaluate.evaluation_config(overrides).engine.num_servers == num_servers
     assert evaluate.main(overrides) == EXIT_BAD_INPUT
     assert "need 2 GPUs, this machine has 1" in capsys.readouterr().err
+
+
+def test_a_failed_evaluation_leaves_logs_and_no_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def fail(options, overrides):
+        if options.games:
+            Path(overrides[-1].partition("=")[2], "server.log").touch()
+        raise RuntimeError("unexpected")
+
+    monkeypatch.setattr(evaluate, "_run", fail)
+    with pytest.raises(RuntimeError):
+        evaluate.main([])
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError):
+        evaluate.main(["--games", "1"])
+    assert [path.name for path in tmp_path.glob("*/*")] == ["server.log"]
+
+
+def test_a_misspelt_option_is_not_taken_for_its_neighbour(small_run: SmallRun, tmp_path, capsys):
+    assert evaluate.main([*small_run.overrides(tmp_path), "--game", "4"]) == EXIT_BAD_INPUT
+    assert "'--game' is no KEY=VALUE" in capsys.readouterr().err
 
 
 def test_an_episode_can_be_watched(small_run: SmallRun, cold_start, tmp_path, capsys):

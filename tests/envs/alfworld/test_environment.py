@@ -1,6 +1,7 @@
 """The package as the rollout uses it."""
 
 import json
+import sys
 
 import pytest
 
@@ -44,6 +45,16 @@ def test_playing_the_walkthrough_wins(small_games, engine):
     assert [outcome.reward for outcome in outcomes] == [0.0] * (len(plan) - 1) + [package.success_score(True)]
     assert outcomes[-1].info == {"score": 1}
     environment.close()
+
+
+def test_the_official_engine_is_refused_where_a_package_of_it_is_missing(small_games, monkeypatch):
+    package, options = load("alfworld"), {"engine": "official", "data": str(small_games)}
+    monkeypatch.setitem(sys.modules, "alfworld", None)
+    (fault,) = [fault for fault in package.option_faults(options) if "package alfworld" in fault]
+    assert "env.options.engine=official needs" in fault and "pip install -e '.[alfworld]', or set" in fault
+    assert package.option_faults(options | {"engine": NATIVE}) == []
+    with pytest.raises(ValueError, match="package alfworld"):
+        package.make_environment(options)
 
 
 def test_unknown_engine(small_games):

@@ -63,7 +63,7 @@ def test_missing_folder(data, split, message):
 
 
 def test_unknown_split_and_empty_split(games):
-    with pytest.raises(ValueError, match="test_seen; set env.data"):
+    with pytest.raises(ValueError, match="test_seen; set the split to one of train$"):
         list_games(str(games), "test_seen")
     (games / LAYOUT / "valid_seen").mkdir()
     with pytest.raises(ValueError, match="valid_seen holds no playable game"):

@@ -31,6 +31,13 @@ def solve(environment: Any, task: Task) -> list[Outcome]:
     return outcomes
 
 
+def test_a_misspelt_split_is_told_those_that_are_there(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="or the split to one of train, validation$"):
+        search.num_tasks("validaton", options)
+    with pytest.raises(ValueError, match=r"set env.data \(now '/nowhere'\)$"):
+        search.num_tasks("train", {"data": "/nowhere"})
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_every_generated_question_can_be_answered(options: dict[str, Any], split: str) -> None:
     environment = search.make_environment(options)
