@@ -195,7 +195,7 @@ class Progress:
             parts.append(f"success {sum(self._rates) / len(self._rates):.1%} (mean of {len(self._rates)})")
         if (rate := metrics.get("validation/success_rate")) is not None:
             parts.append(f"validation {rate:.1%}")
-        for label, name in (("loss", "actor/loss"), ("k3", "actor/reference_kl"), ("entropy", "actor/entropy")):
+        for label, name in (("loss", "actor/loss"), ("kl", "actor/reference_kl"), ("entropy", "actor/entropy")):
             if (value := metrics.get(name)) is not None:
                 parts.append(f"{label} {value:.4g}")
         return "  ".join(parts)

@@ -123,7 +123,7 @@ def test_plain_progress_lines_continue_the_running_mean_after_a_resume(tmp_path)
     with _logger(tmp_path, stream=second, start_step=1) as logger:
         logger.log(1, {"rollout": {"success_rate": 0.4}, "validation": {"success_rate": 0.5}})
     line = first.getvalue().splitlines()[0]
-    assert line.startswith("step 1/10  success 20.0% (mean of 1)  loss 0.5  k3 0.01  entropy 1.25")
+    assert line.startswith("step 1/10  success 20.0% (mean of 1)  loss 0.5  kl 0.01  entropy 1.25")
     assert "s/step  ETA " in line
     assert second.getvalue().startswith("step 2/10  success 30.0% (mean of 2)  validation 50.0%")
 

@@ -61,7 +61,7 @@ function layout(panel) {
     hoverlabel: { bgcolor: style("--surface"), bordercolor: grid, font: { color: text } },
     showlegend: panel.curves.length > 1,
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { size: 11, color: muted } },
-    xaxis: { ...axis, title: label("policy updates"), rangemode: "tozero", hoverformat: "d" },
+    xaxis: { ...axis, title: label("training steps"), rangemode: "tozero", hoverformat: "d" },
     yaxis: { ...axis, ...yAxis(panel), title: label(unit) },
   };
 }

@@ -49,7 +49,7 @@ def test_validation_counts_updates_and_has_its_interval():
     assert every_series(lines)["validation/num_episodes"] == ([0, 10], [42, 40])
     assert every_series(lines)["rollout/success_rate"] == ([9], [0.5])
     assert success_sentence(lines) == (
-        "Validation success 25.0% (95% CI 14–40%) → 50.0% (95% CI 35–65%) after 10 updates"
+        "Validation success 25.0% (95% CI 14–40%) → 50.0% (95% CI 35–65%) after 10 steps"
     )
 
 
