@@ -96,6 +96,11 @@ class MetricsLogger:
             self._wandb.log({name: value for name, value in finite.items() if value is not None}, step=step + 1)
         self._progress.update(step, finite)
 
+    def conclude(self, text: str) -> None:
+        """End the progress line and print `text` below it."""
+        if self._active:
+            self._progress.conclude(text)
+
     def close(self) -> None:
         """End the progress line, W&B and the file."""
         if not self._active:
@@ -184,6 +189,11 @@ class Progress:
             file=self._stream,
             flush=True,
         )
+
+    def conclude(self, text: str) -> None:
+        """End the line and print `text` below it."""
+        self.close()
+        print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -139,6 +139,18 @@ def test_a_terminal_gets_a_live_bar(tmp_path):
     assert "\r" in shown and "step 2/4" in shown and "ETA" in shown and "success 75.0%" in shown
 
 
+def test_what_concludes_a_run_stands_on_a_line_of_its_own(tmp_path):
+    main, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as stream, _logger(tmp_path, stream=stream, num_steps=1) as logger:
+        logger.log(0, {"rollout": {"success_rate": 0.5}})
+        logger.conclude("all is done")
+    shown = os.read(main, 65536).decode()
+    os.close(main)
+    assert shown.splitlines()[-1] == "all is done"
+    with _logger(tmp_path / "other", rank=1) as logger:
+        logger.conclude("nothing")
+
+
 def test_timer_sums_phases_and_starts_anew():
     timer = Timer()
     for _ in range(2):
