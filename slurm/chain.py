@@ -5,9 +5,9 @@
 
 Everything lies below run.dir: sft/, train/, hf/ (the trained policy), evaluation.json. Without sft.demonstrations there
 is no cold start, and training starts from actor.model; sft_experiment=NAME, as alfworld_qwen3_1_7b_sft, gives it an
-optimizer and a number of steps of its own, which are training's otherwise. A job that is preempted, or runs out of time, requeues itself;
-the next ones wait until it is complete. Where one fails, Slurm cancels those after it. The jobs are submitted
-at once; --print submits nothing.
+optimizer and a number of steps of its own, which are training's otherwise. The jobs are submitted at once, unless
+--print asks for the commands only. A job that is preempted, or runs out of time, requeues itself; the next ones wait
+until it is complete. Where one fails, Slurm cancels those after it.
 """
 
 from __future__ import annotations
