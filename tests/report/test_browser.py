@@ -98,6 +98,7 @@ def test_many_names_stand_below_a_plot_that_keeps_its_height(page, run_dir):
         legend, plot = figure.locator(".legend").bounding_box(), figure.locator(".nsewdrag").bounding_box()
         assert (legend["y"] >= plot["y"] + plot["height"]) == is_below
         assert plot["height"] >= 190
+        assert figure.locator(".xtitle").text_content() == "training steps"
 
 
 def test_any_metric_can_be_chosen(page, run_dir):
