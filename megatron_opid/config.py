@@ -219,7 +219,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class SftConfig:
-    """The cold start: next-token loss on the assistant's tokens of `demonstrations`.
+    """The cold start: next-token loss on the assistant's last turn in `demonstrations`; docs/slurm.md says more.
 
     The file is JSONL, a conversation a line: {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}.
     The first `all_token_share` of the steps learns every token, prompts included: a model with random weights learns to

@@ -97,6 +97,11 @@ class MetricsLogger:
             self._wandb.log({name: value for name, value in finite.items() if value is not None}, step=step + 1)
         self._progress.update(step, finite)
 
+    def conclude(self, text: str) -> None:
+        """End the progress line and print `text` below it."""
+        if self._active:
+            self._progress.conclude(text)
+
     def close(self) -> None:
         """End the progress line, W&B and the file."""
         if not self._active:
@@ -186,6 +191,11 @@ class Progress:
             flush=True,
         )
 
+    def conclude(self, text: str) -> None:
+        """End the line and print `text` below it."""
+        self.close()
+        print(text, file=self._stream, flush=True)
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -196,7 +206,7 @@ class Progress:
             parts.append(f"success {sum(self._rates) / len(self._rates):.1%} (mean of {len(self._rates)})")
         if (rate := metrics.get("validation/success_rate")) is not None:
             parts.append(f"validation {rate:.1%}")
-        for label, name in (("loss", "actor/loss"), ("k3", "actor/reference_kl"), ("entropy", "actor/entropy")):
+        for label, name in (("loss", "actor/loss"), ("kl", "actor/reference_kl"), ("entropy", "actor/entropy")):
             if (value := metrics.get(name)) is not None:
                 parts.append(f"{label} {value:.4g}")
         return "  ".join(parts)

@@ -99,17 +99,26 @@ class Run:
         write_token_scores(token_scores_path(self._dir, step), token_scores)
 
     def finish(self, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """Export the policy as a Hugging Face directory (`<dir>/hf`) if training is complete; write the report."""
+        """Export the policy as a Hugging Face directory (`<dir>/hf`) if training is complete; write the report.
+
+        Both are named on the screen; of a run that was stopped the launcher tells.
+        """
         if self.exit_code == 0:
             self._actor.save_hf(self._dir / "hf")
         if self._rank == 0:
-            write_report(self._dir, tokenizer)
+            report = write_report(self._dir, tokenizer)
+            if self.exit_code == 0:
+                self._logger.conclude(self._conclusion(report))
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._logger.close()
+
+    def _conclusion(self, report: Path) -> str:
+        done = "was complete already" if self.start_step >= self._config.num_steps else "is complete"
+        return f"{self._dir} {done}; the model: {self._dir / 'hf'}, the report: {report}"
 
     def _resume(self, checkpoint: Path) -> int:
         """Returns: the step to go on with."""

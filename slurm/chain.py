@@ -4,8 +4,10 @@
         [time=12:00:00] [--print] [overrides]
 
 Everything lies below run.dir: sft/, train/, hf/ (the trained policy), evaluation.json. Without sft.demonstrations there
-is no cold start, and training starts from actor.model. A job that is preempted, or runs out of time, requeues itself;
-the next ones wait until it is complete. Where one fails, Slurm cancels those after it. --print submits nothing.
+is no cold start, and training starts from actor.model; sft_experiment=NAME, as alfworld_qwen3_1_7b_sft, gives it an
+optimizer and a number of steps of its own, which are training's otherwise. The jobs are submitted at once, unless
+--print asks for the commands only. A job that is preempted, or runs out of time, requeues itself; the next ones wait
+until it is complete. Where one fails, Slurm cancels those after it.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def test_plain_progress_lines_continue_the_running_mean_after_a_resume(tmp_path)
     with _logger(tmp_path, stream=second, start_step=1) as logger:
         logger.log(1, {"rollout": {"success_rate": 0.4}, "validation": {"success_rate": 0.5}})
     line = first.getvalue().splitlines()[0]
-    assert line.startswith("step 1/10  success 20.0% (mean of 1)  loss 0.5  k3 0.01  entropy 1.25")
+    assert line.startswith("step 1/10  success 20.0% (mean of 1)  loss 0.5  kl 0.01  entropy 1.25")
     assert "s/step  ETA " in line
     assert second.getvalue().startswith("step 2/10  success 30.0% (mean of 2)  validation 50.0%")
 
@@ -138,6 +138,18 @@ def test_a_terminal_gets_a_live_bar(tmp_path):
     shown = os.read(main, 65536).decode()
     os.close(main)
     assert "\r" in shown and "step 2/4" in shown and "ETA" in shown and "success 75.0%" in shown
+
+
+def test_what_concludes_a_run_stands_on_a_line_of_its_own(tmp_path):
+    main, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as stream, _logger(tmp_path, stream=stream, num_steps=1) as logger:
+        logger.log(0, {"rollout": {"success_rate": 0.5}})
+        logger.conclude("all is done")
+    shown = os.read(main, 65536).decode()
+    os.close(main)
+    assert shown.splitlines()[-1] == "all is done"
+    with _logger(tmp_path / "other", rank=1) as logger:
+        logger.conclude("nothing")
 
 
 def test_timer_sums_phases_and_starts_anew():

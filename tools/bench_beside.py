@@ -27,8 +27,11 @@ from rollout.engines.base import Engine, Generation
 from rollout.engines.commands import ServerSettings
 from rollout.engines.launch import Launcher
 from rollout.event_loop import SWITCH_INTERVAL_S
-from tools import bench_rollout
-from tools.faulty_server import faulty_command
+from tools.extras import imports_of
+
+with imports_of("server", __name__):
+    from tools import bench_rollout
+    from tools.faulty_server import faulty_command
 
 INTERVALS_S = (0.005, SWITCH_INTERVAL_S)
 

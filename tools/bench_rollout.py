@@ -54,8 +54,11 @@ from rollout.engines.vllm import VllmEngine
 from rollout.trajectory import Trajectory
 from rollout.worker import RolloutWorker
 from tools import make_alfworld_games, make_tiny_model
-from tools.faulty_server import faulty_command
-from tools.slow_endpoint import MODEL, slow_endpoint
+from tools.extras import imports_of
+
+with imports_of("server", __name__):
+    from tools.faulty_server import faulty_command
+    from tools.slow_endpoint import MODEL, slow_endpoint
 
 NUM_WARM_UP_STEPS = 3
 CLIENTS = {"vllm": VllmEngine, "sglang": SglangEngine}

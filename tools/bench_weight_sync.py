@@ -41,8 +41,11 @@ from rollout.weight_sync.disk import DiskSync
 from rollout.weight_sync.ipc import IpcSync
 from rollout.weight_sync.nccl import NcclSync
 from rollout.weight_sync.stream import batches
-from tools.bench_rollout import CLIENTS
+from tools.extras import imports_of
 from tools.make_tiny_model import train_tokenizer
+
+with imports_of("server", __name__):
+    from tools.bench_rollout import CLIENTS
 
 # Layers, hidden, heads, key-value heads, head dimension, feed-forward, tied embeddings: Qwen3's; tiny is for a CPU.
 SHAPES = {

@@ -1,8 +1,10 @@
-"""Compares the algorithm with golden values: `python -m tools.check_golden FILE...`.
+"""Compares the algorithm with golden values, of which tests/data has a file:
 
-Prints the largest absolute error of each quantity over all batches of each file; exits 1 if one is above 1e-5. Where
-the published code divides zero by zero (a sample without a masked token under seq-mean-token-mean) it has no value,
-and that comparison is counted as undefined.
+    python -m tools.check_golden tests/data/golden_advantages_and_losses.json
+
+Prints the largest absolute error of each quantity over all batches of each file; exits 1 if one is above 1e-5, 2 if a
+file cannot be read. Where the published code divides zero by zero (a sample without a masked token under
+seq-mean-token-mean) it has no value, and that comparison is counted as undefined.
 """
 
 from __future__ import annotations
@@ -137,12 +139,16 @@ def check_file(path: Path) -> tuple[dict[str, float], dict[str, int]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; 0 if every error is within 1e-5."""
+    """Print the table; 0 if every error is within 1e-5, 2 if a file cannot be read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     worst = 0.0
     for path in parser.parse_args(arguments).files:
-        errors, undefined = check_file(path)
+        try:
+            errors, undefined = check_file(path)
+        except (OSError, json.JSONDecodeError) as error:
+            print(f"check_golden: {path} cannot be read: {error}", file=sys.stderr)
+            return 2
         print(f"{path}")
         for name, error in errors.items():
             note = f"  ({undefined[name]} undefined in the published code)" if name in undefined else ""

@@ -1,4 +1,4 @@
-"""The packages that only some tools need: an extra of pyproject.toml that is missing ends the tool with one line."""
+"""The packages that only some tools need: where an extra of pyproject.toml is missing, a line says what to type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def imports_of(extra: str, importer: str) -> Iterator[None]:
     """Around the imports that need `extra`; `importer` is the tool's `__name__`.
 
     Raises:
-        SystemExit: one of its packages is not installed, and the tool is what runs; what to type is printed.
+        SystemExit: one of its packages is not installed, and the tool is what runs; what to type is printed. Where
+            help was asked for, what the tool does stands before it: a reader may not want to install anything.
         ModuleNotFoundError: the same for a tool that is imported, or a module of ours is not there.
     """
     try:
@@ -26,5 +27,9 @@ def imports_of(extra: str, importer: str) -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package in OURS or importer != "__main__":
             raise
-        print(package_fault(f"tools.{Path(sys.argv[0]).stem}", package, extra), file=sys.stderr)
+        fault = package_fault(f"tools.{Path(sys.argv[0]).stem}", package, extra)
+        if {"-h", "--help"}.intersection(sys.argv[1:]):
+            print(f"{sys.modules['__main__'].__doc__}\n{fault}; then --help lists every option")
+            raise SystemExit(0) from error
+        print(fault, file=sys.stderr)
         raise SystemExit(2) from error

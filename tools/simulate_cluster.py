@@ -19,12 +19,15 @@ from typing import Any
 
 from megatron_opid.config import Config, ConfigError, load
 from megatron_opid.weights.hf_config import HfConfigError
-from tools.cluster_model import Cluster, Costs, StepTime, simulate_step
+from tools.extras import imports_of
 from tools.plan.constants import GPUS_PER_NODE, constant, gpu
 from tools.plan.plan import Plan, make_plan
 from tools.plan.rollout import Engines
 from tools.plan.shape import find_hf_config
 from tools.plan.workload import Workload
+
+with imports_of("dev", __name__):
+    from tools.cluster_model import Cluster, Costs, StepTime, simulate_step
 
 WORKER_BENCH = Path(__file__).parent.parent / "docs" / "bench" / "rollout_worker.json"
 GPU_COUNTS = (8, 16, 32, 64, 128, 256, 512, 1024)

@@ -40,9 +40,12 @@ from rollout.engines.pool import EnginePool, PoolSettings
 from rollout.trajectory import Trajectory
 from rollout.weight_sync.disk import DiskSync
 from rollout.worker import RolloutWorker
-from tools import bench_rollout
-from tools.bench_rollout import CLIENTS, make_world
-from tools.faulty_server import faulty_command, inject
+from tools.extras import imports_of
+
+with imports_of("server", __name__):
+    from tools import bench_rollout
+    from tools.bench_rollout import CLIENTS, make_world
+    from tools.faulty_server import faulty_command, inject
 
 KILL_SERVER, FREEZE_SERVER, KILL_ENVIRONMENT = "kill a server", "freeze a server", "kill an environment process"
 ANSWERS = {"a server answers garbage": "garbage", "a server cuts its answers": "cut"}

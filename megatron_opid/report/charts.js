@@ -43,6 +43,14 @@ function yAxis(panel) {
   return axis;
 }
 
+// a few names stand above the plot; more take lines of their own below it, for which the chart is made taller
+function legendPlace(numCurves) {
+  const font = { size: 11, color: style("--muted") };
+  const legend = { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font };
+  if (numCurves <= 3) return { height: 280, legend };
+  return { height: 280 + 18 * Math.ceil(numCurves / 2), legend: { ...legend, yref: "container", y: 0 } };
+}
+
 function layout(panel) {
   const [text, muted, grid] = [style("--text"), style("--muted"), style("--grid")];
   const axis = { gridcolor: grid, linecolor: grid, zerolinecolor: grid, tickfont: { color: muted }, automargin: true };
@@ -52,7 +60,7 @@ function layout(panel) {
   const label = (words) => ({ text: words, font: { color: muted, size: 12 }, standoff: 8 });
   const unit = ["fraction", "small fraction"].includes(panel.unit) ? "" : panel.unit;
   return {
-    height: 280,
+    ...legendPlace(panel.curves.length),
     margin: { l: 48, r: 12, t: 8, b: 40 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
@@ -60,8 +68,7 @@ function layout(panel) {
     hovermode: "x unified",
     hoverlabel: { bgcolor: style("--surface"), bordercolor: grid, font: { color: text } },
     showlegend: panel.curves.length > 1,
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { size: 11, color: muted } },
-    xaxis: { ...axis, title: label("policy updates"), rangemode: "tozero", hoverformat: "d" },
+    xaxis: { ...axis, title: label("training steps"), rangemode: "tozero", hoverformat: "d" },
     yaxis: { ...axis, ...yAxis(panel), title: label(unit) },
   };
 }

@@ -122,7 +122,7 @@ def _draw_picture(panels: Sequence[Panel], out: Path) -> None:
             color = f"C{curve.color}"
             axes.plot(curve.x, curve.y, color=color, label=curve.name, marker="o" if len(curve.x) == 1 else None)
             axes.fill_between(curve.x, curve.lower, curve.upper, color=color, alpha=0.18, linewidth=0)
-        axes.set(title=panel.title, xlabel="policy updates", ylim=(0, 1))
+        axes.set(title=panel.title, xlabel="training steps", ylim=(0, 1))
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)

@@ -1,7 +1,7 @@
 """Which metrics the report draws, and how: each panel becomes one chart. This is the list of metric names to log.
 
-Fractions are in [0, 1], log-probs in nats, durations in seconds. The x axis counts policy updates: a training step's
-episodes were played by the weights after `step` updates, a validation logged with step s measures those after s + 1.
+Fractions are in [0, 1], log-probs in nats, durations in seconds. The x axis counts training steps done: a step's
+episodes were played by the weights after `step` steps, a validation logged with step s measures those after s + 1.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _ACTOR: list[_PlainPanel] = [
         "nats per token",
         {"actor/loss": "total", "actor/policy_loss": "policy", "actor/distillation_loss": "distillation"},
     ),
-    ("KL to the reference (k3)", "nats per token", {"actor/reference_kl": "k3"}),
+    ("KL to the reference", "nats per token", {"actor/reference_kl": "kl"}),
     ("Entropy", "nats per token", {"actor/entropy": "entropy"}),
     ("Gradient norm, before clipping", "L2 norm", {"actor/grad_norm": "norm"}),
     ("Clipped tokens", "small fraction", {"actor/clip_fraction": "clipped", "actor/dual_clip_fraction": "dual clip"}),
@@ -137,17 +137,17 @@ def series(lines: Lines, name: str, *, shift: int = 0) -> tuple[list[int], list[
 
 
 def every_series(lines: Lines) -> dict[str, tuple[list[int], list[float]]]:
-    """(updates, values) of each metric, by name."""
+    """(steps done, values) of each metric, by name."""
     return {name: series(lines, name, shift=int(name.startswith("validation/"))) for name in metric_names(lines)}
 
 
 def training_success(lines: Lines) -> tuple[list[int], list[float]]:
-    """(updates, success rate of the training episodes)."""
+    """(steps done, success rate of the training episodes)."""
     return series(lines, "rollout/success_rate")
 
 
 def validation_success(lines: Lines) -> tuple[list[int], list[float]]:
-    """(updates, success rate of the validation episodes)."""
+    """(steps done, success rate of the validation episodes)."""
     return series(lines, "validation/success_rate", shift=1)
 
 

@@ -10,12 +10,12 @@ from megatron_opid.report.statistics import wilson_interval
 
 def success_sentence(lines: Lines) -> str:
     """Validation success before and after, with 95% intervals; training success where nothing was validated."""
-    updates, _ = validation_success(lines)
-    if updates:
+    steps, _ = validation_success(lines)
+    if steps:
         first, last = _validation_text(lines, 0), _validation_text(lines, -1)
-        if len(updates) == 1:
-            return f"Validation success {last} after {updates[0]} updates"
-        return f"Validation success {first} → {last} after {updates[-1]} updates"
+        if len(steps) == 1:
+            return f"Validation success {last} after {steps[0]} steps"
+        return f"Validation success {first} → {last} after {steps[-1]} steps"
     _, rates = training_success(lines)
     if rates:
         last = rates[-RUNNING_MEAN_STEPS:]

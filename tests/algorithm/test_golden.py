@@ -19,3 +19,12 @@ def test_a_wrong_value_is_noticed(tmp_path):
     wrong = tmp_path / "wrong.json"
     wrong.write_text(json.dumps(batches))
     assert check_golden.main([str(wrong)]) == 1
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path, capsys):
+    torn = tmp_path / "torn.json"
+    torn.write_text("[{")
+    for path in (tmp_path / "missing.json", torn):
+        assert check_golden.main([str(path)]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith(f"check_golden: {path} cannot be read: ") and captured.err.count("\n") == 1

@@ -94,6 +94,14 @@ def test_composes_without_faults(name):
     assert value_faults(load(name)) == []
 
 
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.endswith("_sft")])
+def test_a_cold_start_has_an_optimizer_of_its_own_and_its_experiments_prompts(name):
+    cold_start, training = load(name), load(name.removesuffix("_sft"))
+    assert cold_start.optimizer.learning_rate > training.optimizer.learning_rate
+    assert cold_start.optimizer.schedule == "cosine"
+    assert (cold_start.env, cold_start.actor, cold_start.rollout) == (training.env, training.actor, training.rollout)
+
+
 def test_nine_runs_are_published():
     assert len(PUBLISHED["runs"]) == 9
     assert set(PUBLISHED["runs"]) <= set(EXPERIMENTS)

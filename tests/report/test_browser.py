@@ -90,6 +90,17 @@ def test_curves_are_drawn_in_the_colours_of_the_theme(page, run_dir):
     expect(line).not_to_have_css("stroke", light)
 
 
+def test_many_names_stand_below_a_plot_that_keeps_its_height(page, run_dir):
+    _open(page, run_dir / "report.html")
+    figures = page.locator("figure")
+    for figure, is_below in ((figures.nth(0), False), (figures.filter(has_text="by task type").first, True)):
+        figure.scroll_into_view_if_needed()
+        legend, plot = figure.locator(".legend").bounding_box(), figure.locator(".nsewdrag").bounding_box()
+        assert (legend["y"] >= plot["y"] + plot["height"]) == is_below
+        assert plot["height"] >= 190
+        assert figure.locator(".xtitle").text_content() == "training steps"
+
+
 def test_any_metric_can_be_chosen(page, run_dir):
     _open(page, run_dir / "report.html")
     page.locator("#every-metric summary").click()

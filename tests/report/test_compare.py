@@ -54,6 +54,8 @@ def test_command_writes_pages_and_pictures(tmp_path, ending, magic):
     result = _command("--compare", *arms, "--out", out)
     assert result.returncode == 0, result.stderr
     assert out.read_bytes().startswith(magic)
+    if ending == "svg":
+        assert out.read_text().count("<!-- training steps -->") == 2
 
 
 def test_command_writes_one_report_per_run(tmp_path):

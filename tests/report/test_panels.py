@@ -28,12 +28,17 @@ def test_every_chart_is_drawn_from_a_full_run(tmp_path):
     assert all(len(curve.x) == len(curve.y) > 0 for panel in _panels(lines).values() for curve in panel.curves)
 
 
+def test_k3_is_the_name_of_engine_against_trainer_alone(tmp_path):
+    panels = _panels(read_metrics(write_synthetic_run(tmp_path, num_steps=2) / "metrics.jsonl"))
+    assert [curve.name for curve in panels["KL to the reference"].curves] == ["kl"]
+
+
 def test_nothing_logged_nothing_drawn():
     assert sections([]) == []
     assert success_sentence([]) == "No success rate was logged"
 
 
-def test_validation_counts_updates_and_has_its_interval():
+def test_validation_counts_steps_and_has_its_interval():
     lines = [
         {
             "step": -1,
@@ -49,7 +54,7 @@ def test_validation_counts_updates_and_has_its_interval():
     assert every_series(lines)["validation/num_episodes"] == ([0, 10], [42, 40])
     assert every_series(lines)["rollout/success_rate"] == ([9], [0.5])
     assert success_sentence(lines) == (
-        "Validation success 25.0% (95% CI 14–40%) → 50.0% (95% CI 35–65%) after 10 updates"
+        "Validation success 25.0% (95% CI 14–40%) → 50.0% (95% CI 35–65%) after 10 steps"
     )
 
 

