@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -117,6 +117,8 @@ def wait_for_ranks(
         time.sleep(POLL_S)
         for rank in sorted(gone - ends.keys()):
             code = ranks[rank - first_rank].returncode
+            if code != 0:
+                _end_workers(ranks[rank - first_rank])
             signals = sent.union(caught)
             ends[rank] = RankEnd(rank, code, obeyed=-code in signals or code - 128 in signals)
         # A scheduler may signal ranks and launcher both, in any order: a rank is judged a round after its end.
@@ -160,6 +162,12 @@ def _ignore_stops() -> None:
     """What a scheduler sends to every process of a step must not close the pipe of a rank that has a step to finish."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers(rank: subprocess.Popen) -> None:
+    """Of a rank that has ended badly: one that writes a checkpoint would wait for it forever, with its memory."""
+    with suppress(ProcessLookupError):  # there are none
+        os.killpg(rank.pid, signal.SIGKILL)
 
 
 def signal_ranks(ranks: Sequence[subprocess.Popen], number: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from megatron_opid.weights.stored import TargetLayout
@@ -69,5 +71,9 @@ def kill_while_saving(models: Path) -> None:
             assert time.monotonic() < deadline, "nothing was saved"
             time.sleep(0.002)
     finally:
+        writers = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
+        for writer in writers:  # they may wait for it for ever
+            with contextlib.suppress(psutil.NoSuchProcess):
+                writer.kill()

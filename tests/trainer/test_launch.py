@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,9 @@ def test_one_ranks_failure_ends_all(capfd: pytest.CaptureFixture[str], how: str,
     assert code == exit_code
     screen = capfd.readouterr().err
     assert last_words in screen[screen.rindex("rank 1 ended first") :]
+    workers = [int(pid) for pid in re.findall(r"worker (\d+)", screen)]
+    assert len(workers) == (how == "kill")
+    wait_until(lambda: all(map(has_ended, workers)), timeout_s=10)
 
 
 LAUNCH = """
