@@ -287,8 +287,8 @@ def save_config(run_dir: str | Path, config: Any, start_step: int = 0) -> dict[s
     path = Path(run_dir) / CONFIG_FILE
     mapping = _without_secrets(asdict(config))
     text = yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)
-    if start_step and path.is_file() and (changes := _changes(path.read_text(), text)):
-        path.replace(path.with_name(f"config_until_step_{start_step}.yaml"))
+    if start_step and path.is_file() and (changes := _changes(before := path.read_text(), text)):
+        write_atomically(path.with_name(f"config_until_step_{start_step}.yaml"), before)
         print(f"resuming at step {start_step} with other settings: {', '.join(changes)}", file=sys.stderr, flush=True)
     write_atomically(path, text)
     return mapping

@@ -52,8 +52,8 @@ class Run:
         self._dir = Path(config.run.dir)
         checkpoint = latest_checkpoint(self._dir / "checkpoints")
         self.start_step = self._resume(checkpoint) if checkpoint is not None else 0
-        has_steps = self.start_step < config.run.num_steps  # else what is written down made them all
-        plain = save_config(self._dir, config, self.start_step) if rank == 0 and has_steps else {}
+        self._was_complete = self.start_step >= config.run.num_steps  # by the configuration that is written down
+        plain = save_config(self._dir, config, self.start_step) if rank == 0 and not self._was_complete else {}
         self._logger = MetricsLogger(
             self._dir,
             config=plain,
@@ -117,7 +117,7 @@ class Run:
         self._logger.close()
 
     def _conclusion(self, report: Path) -> str:
-        done = "was complete already" if self.start_step >= self._config.num_steps else "is complete"
+        done = "was complete already" if self._was_complete else "is complete"
         return f"{self._dir} {done}; the model: {self._dir / 'hf'}, the report: {report}"
 
     def _resume(self, checkpoint: Path) -> int:

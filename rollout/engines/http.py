@@ -157,6 +157,10 @@ class HttpEngine(ABC):
         """What comes after new weights: they are called `version`; a server that slept or was paused serves again."""
 
     @abstractmethod
+    async def serve_again(self) -> None:
+        """The last part of `end_update`, by itself where the weights were given their version as they came."""
+
+    @abstractmethod
     async def post_update(self, route: str, body: dict[str, Any] | None = None) -> None:
         """One call of the server's own weight transfer protocol (rollout/weight_sync/update.py)."""
 

@@ -73,7 +73,6 @@ class SglangEngine(HttpEngine):
         await self.serve_again()
 
     async def serve_again(self) -> None:
-        """The end of an update whose weights have their version."""
         if self.is_asleep:
             await self._memory("resume", ["kv_cache"])
             self.is_asleep = False

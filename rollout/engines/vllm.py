@@ -75,7 +75,6 @@ class VllmEngine(HttpEngine):
         await self.serve_again()
 
     async def serve_again(self) -> None:
-        """The end of an update whose weights have their version."""
         if self.is_asleep:
             await self._wake("kv_cache")
             self.is_asleep = False

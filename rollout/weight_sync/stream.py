@@ -77,7 +77,7 @@ def receive(
     Raises:
         RuntimeError: the sender gave up.
     """
-    told, tensors = _take_header(take, device), {}
+    told = _take_header(take, device)
     while "fault" not in told:
         tensors = {
             name: _memory(place, name, getattr(torch, dtype), shape, device)

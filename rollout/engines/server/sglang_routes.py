@@ -171,7 +171,9 @@ class _Routes:
                     await self._transfer.receive(body["names"], body["dtypes"], body["shapes"], None)
                     await self._transfer.load()
                 case sglang_names.STREAM:
-                    await self._receive_all()
+                    self._transfer.start()
+                    await self._transfer.receive_all()
+                    await self._transfer.load_all()
                 case other:
                     return _update_answer(False, f"load_format={other} is not emulated")
         except (RuntimeError, ValueError) as error:
@@ -179,13 +181,6 @@ class _Routes:
         if body.get("weight_version") is not None:
             self._host.version_label = body["weight_version"]
         return _update_answer(True, "Succeeded to update parameter online.")
-
-    async def _receive_all(self) -> None:
-        """Raises: RuntimeError, ValueError: not all has come, or something else."""
-        self._transfer.start()
-        await self._transfer.receive_all()
-        if not await self._transfer.load():
-            raise ValueError("weights are missing")
 
     async def update_version(self, request: Request) -> Response:
         body = await request.json()

@@ -84,6 +84,15 @@ class Transfer:
         await self._host.load_tensors(received.items())
         return True
 
+    async def load_all(self) -> None:
+        """Load what has come.
+
+        Raises:
+            ValueError: it is not the whole model, or not the model's.
+        """
+        if not await self.load():
+            raise ValueError("weights are missing")
+
     def _joined(self) -> GlooGroup:
         if self._group is None:
             raise RuntimeError("no group was joined")

@@ -175,9 +175,10 @@ class _Routes:
     async def _load_received(self) -> str:
         """Why what has come does not load; empty if it does."""
         try:
-            return "" if await self._transfer.load() else "weights are missing"
+            await self._transfer.load_all()
         except ValueError as error:
             return str(error)
+        return ""
 
     async def collective_rpc(self, request: Request) -> Response:
         """The methods of vLLM's worker, and of our extension, that the client calls."""
