@@ -75,7 +75,7 @@ class HttpEngine(ABC):
     ):
         self.url = url.rstrip("/")
         self.expected_version: int | None = None
-        self.is_asleep = False
+        self.is_asleep = self.is_paused = False  # by us
         self.request_timeout_s = request_timeout_s
         self._control_timeout_s = control_timeout_s
         self.load_timeout_s = load_timeout_s

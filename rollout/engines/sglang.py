@@ -5,7 +5,6 @@ SGLang's log-probs are those at the temperature, before top-p. A seed counts wit
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,9 +32,11 @@ class SglangEngine(HttpEngine):
 
     async def pause(self) -> None:
         await self._control_json("POST", "/pause_generation", json={"mode": "abort"})
+        self.is_paused = True
 
     async def resume(self) -> None:
         await self._control_json("POST", "/continue_generation", json={})
+        self.is_paused = False
 
     async def sleep(self) -> None:
         await self.pause()  # aborts: the scheduler dies if it is asked for its memory while anything runs
@@ -50,6 +51,8 @@ class SglangEngine(HttpEngine):
 
     async def load_from_disk(self, directory: Path, version: int) -> None:
         await self.begin_update()
+        if not self.is_asleep:
+            await self.pause()
         body = {
             "model_path": str(directory),
             "load_format": "auto",
@@ -60,11 +63,16 @@ class SglangEngine(HttpEngine):
         await self.end_update(version)
 
     async def begin_update(self) -> int | None:
-        held, _ = await asyncio.gather(self._take_version(), self._stand_by())
+        if self.is_asleep:
+            await self._memory("resume", ["weights"])
+        held = await self.held_version()
+        await self._set_version(UNSYNCED)
         if held is None or held != self.expected_version:
-            # It may be another process, of another model, and have prefixes of other weights by the numbers to come.
+            # It may be another process, of another model. Another run may have left it paused, and called other weights
+            # by the numbers that are to come.
             self.loads_in_place = await self._takes_in_place()
             if not self.is_asleep:  # else its cache was given back
+                await self.pause()
                 await self._control_text(f"/flush_cache?timeout={IDLE_WITHIN_S}")
         return held
 
@@ -76,7 +84,8 @@ class SglangEngine(HttpEngine):
         if self.is_asleep:
             await self._memory("resume", ["kv_cache"])
             self.is_asleep = False
-        await self.resume()
+        if self.is_paused:
+            await self.resume()
 
     async def post_update(self, route: str, body: dict[str, Any] | None = None) -> None:
         answer = await self._control_json("POST", route, json=body or {}, timeout_s=self.load_timeout_s)
@@ -142,19 +151,6 @@ class SglangEngine(HttpEngine):
 
     async def _verify_connections(self) -> None:
         """Nothing to ask: each answer said its version."""
-
-    async def _take_version(self) -> int | None:
-        """The version that the server held; it has none from now on."""
-        held = await self.held_version()
-        await self._set_version(UNSYNCED)
-        return held
-
-    async def _stand_by(self) -> None:
-        """Pause: an update waits for all that runs; a server that sleeps is paused, and wakes the weights' memory."""
-        if self.is_asleep:
-            await self._memory("resume", ["weights"])
-        else:
-            await self.pause()
 
     async def _takes_in_place(self) -> bool:
         """Whether all ranks can take weights by STREAM."""

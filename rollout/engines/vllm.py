@@ -24,17 +24,16 @@ class VllmEngine(HttpEngine):
     """Needs --logprobs-mode processed_logprobs: by default vLLM's log-probs ignore the temperature."""
 
     dialect = "vllm"
-    _is_paused = False
 
     async def pause(self) -> None:
         # Level 0 pauses as /pause does, without the 20 ms that /pause sleeps, and keeps cached prefixes: our requests
         # find those of their own version only.
         await self._control_json("POST", "/sleep", params={"level": 0, "mode": "abort"})
-        self._is_paused = True
+        self.is_paused = True
 
     async def resume(self) -> None:
         await self._wake("scheduling")
-        self._is_paused = False
+        self.is_paused = False
 
     async def sleep(self) -> None:
         # Level 2 keeps no copy of the weights: every training step sends all of them anyway.
@@ -78,7 +77,7 @@ class VllmEngine(HttpEngine):
         if self.is_asleep:
             await self._wake("kv_cache")
             self.is_asleep = False
-        elif self._is_paused:
+        elif self.is_paused:
             await self.resume()
 
     async def post_update(self, route: str, body: dict[str, Any] | None = None) -> None:

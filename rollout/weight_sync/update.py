@@ -14,7 +14,7 @@ from rollout.weight_sync.handles import vllm_payload
 
 async def begin(engine: HttpEngine) -> None:
     """What comes before the first bucket, after `engine.begin_update`, and joining a group where there is one."""
-    if engine.dialect == "vllm" and not engine.is_asleep:
+    if not engine.is_asleep:
         await engine.pause()  # between two buckets it would generate
     if _is_own_update(engine):
         await engine.post_update("/start_weight_update", {})
@@ -32,9 +32,10 @@ async def receive_stream(engine: HttpEngine, rendezvous: Rendezvous, version: in
     `version` then."""
     if engine.dialect == "sglang":
         told_by_stream = {"names": [], "dtypes": [], "shapes": []}
-        options = {"load_format": STREAM, "flush_cache": False, "weight_version": str(version)}
-        group = {"group_name": rendezvous.name}
-        await engine.post_update("/update_weights_from_distributed", told_by_stream | options | group)
+        # What runs is aborted: it would be waited for. What comes is held back until the weights are there.
+        options = {"load_format": STREAM, "flush_cache": False, "abort_all_requests": True}
+        place = {"group_name": rendezvous.name, "weight_version": str(version)}
+        await engine.post_update("/update_weights_from_distributed", told_by_stream | options | place)
     else:
         await engine.call_workers("opid_receive", version=version)
 

@@ -34,6 +34,7 @@ class Reader:
 
     dialect = "sglang"
     expected_version: int | None = None
+    is_asleep = True  # as colocated servers are during a push
 
     def __init__(self, number: int, memory: dict[str, Bucket], fault: str = ""):
         self.url = f"http://127.0.0.1:{9000 + number}"

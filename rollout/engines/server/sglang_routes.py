@@ -165,6 +165,8 @@ class _Routes:
 
     async def update_from_group(self, request: Request) -> Response:
         body = await request.json()
+        if body.get("abort_all_requests", False):
+            self._host.abort_all()
         try:
             match body.get("load_format"):
                 case "flattened_bucket":

@@ -23,10 +23,7 @@ KIB = 1024
 BUCKET = ("/update_weights", "/update_weights_from_distributed")
 STREAM_REQUESTS = {
     "vllm": ["opid_begin_update", "opid_receive"],
-    "sglang": [
-        *("/continue_generation", "/model_info", "/pause_generation"),
-        *("/update_weight_version", "/update_weights_from_distributed"),
-    ],
+    "sglang": ["/model_info", "/update_weight_version", "/update_weights_from_distributed"],
 }
 PROMPT = [5, 6, 7] * 10
 
