@@ -191,7 +191,14 @@ class Bench:
         )
         seconds = time.perf_counter() - started_s
         after = server_counters(self._urls)
-        names = ("prompt_tokens_mean", "response_tokens", "response_tokens_per_s", "engine_busy_share", "num_failed_episodes", "num_steps")
+        names = (
+            "prompt_tokens_mean",
+            "response_tokens",
+            "response_tokens_per_s",
+            "engine_busy_share",
+            "num_failed_episodes",
+            "num_steps",
+        )
         figures = {name: worker.metrics[name] for name in names}
         figures["seconds"] = seconds
         figures["annotator_exposed_s"] = worker.metrics.get("annotator_exposed_s", 0.0)
