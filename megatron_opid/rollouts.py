@@ -27,6 +27,7 @@ from megatron_opid.servers import Place, start_servers
 from megatron_opid.skills.analyzer import Analyzer, make_analyzer
 from megatron_opid.skills.routing import is_scheduled
 from rollout.agent_loop import EpisodeSettings
+from rollout.end_tokens import end_token_ids
 from rollout.engines.base import Engine, EngineError
 from rollout.engines.launch import Launcher
 from rollout.engines.local import LocalEngine
@@ -58,6 +59,7 @@ class Rollout:
         self._launcher: Launcher | None = None
         place = Place.of(rank, num_ranks)
         self._engine = self._make_engine(directory, place)
+        self._end_token_ids = end_token_ids(self.tokenizer, directory)
         self._vocab_size = json.loads((directory / "config.json").read_text())["vocab_size"]
         self._analyzer = self._make_analyzer() if config.algorithm.name == "opid" else None
         self._worker = RolloutWorker(
@@ -288,7 +290,7 @@ class Rollout:
             max_response_tokens=rollout.max_response_tokens,
             temperature=temperature,
             top_p=rollout.top_p,
-            stop_token_ids=(self.tokenizer.eos_token_id,),
+            stop_token_ids=self._end_token_ids,
             vocab_size=self._vocab_size,
         )
 

@@ -52,8 +52,9 @@ class HttpEngine(ABC):
     """One server, as one event loop talks to it.
 
     It generates only while the server holds the weights of `expected_version`: a server that was restarted, or was
-    given others, is `stale` until it is synced. Keys come from the environment (ROLLOUT_ENGINE_API_KEY and
-    ROLLOUT_ENGINE_ADMIN_KEY) and go nowhere but into the Authorization header.
+    given others, is `stale` until it is synced. `is_asleep` and `is_paused` are what this client has told it, or must
+    expect of one that did not answer: others may have told it something else. Keys come from the environment
+    (ROLLOUT_ENGINE_API_KEY and ROLLOUT_ENGINE_ADMIN_KEY) and go nowhere but into the Authorization header.
 
     Args:
         url: http://host:port of the server.
@@ -75,7 +76,7 @@ class HttpEngine(ABC):
     ):
         self.url = url.rstrip("/")
         self.expected_version: int | None = None
-        self.is_asleep = self.is_paused = False  # by us
+        self.is_asleep = self.is_paused = False
         self.request_timeout_s = request_timeout_s
         self._control_timeout_s = control_timeout_s
         self.load_timeout_s = load_timeout_s
@@ -95,8 +96,6 @@ class HttpEngine(ABC):
             raise EngineFault("stale", f"{self.url} was not given weights yet")
         answer = await self._sample(self._generate_body(prompt_ids, sampling, session))
         generation = readable(self.url, lambda: self._read_generation(answer, sampling, version))
-        if generation.finish_reason == "abort":
-            raise EngineFault("aborted", f"{self.url} aborted the request")
         await self._verify_connections()
         return generation
 
@@ -229,6 +228,13 @@ class HttpEngine(ABC):
         samples, _ = self._open()
         key, route = os.environ.get(API_KEY, ""), self._generate_route()
         return await _request(samples, self.url, key, self.request_timeout_s, "POST", route, json=body)
+
+    def _check_finish_reason(self, reason: str) -> None:
+        """Before anything else of an answer is read: that of an aborted request may lack the rest."""
+        if reason == "abort":
+            raise EngineFault("aborted", f"{self.url} aborted the request")
+        if reason not in ("stop", "length"):
+            raise EngineFault("refused", f"{self.url} finished a request by {reason!r}")
 
     async def _verify_connections(self) -> None:
         """Ask for the weights' version once for all connections opened since it was last asked: a connection does not

@@ -292,6 +292,7 @@ class EnginePool:
             return
         logger.warning("engine %s is taken out (%s): %s", member.engine.url, fault.kind, fault)
         member.fault = fault
+        member.engine.is_paused = True  # for all we know: to resume one that is not does nothing
         self._events.fault(fault.kind)
         self._events.taken_out(member.engine.url)
         for task in member.requests:
@@ -342,7 +343,7 @@ class EnginePool:
     async def _restart(self, member: PoolMember) -> None:
         await self._owner.restart(member.engine.url)
         self._events.restarted()
-        member.engine.is_asleep = False
+        member.engine.is_asleep = member.engine.is_paused = False
 
     def _return(self, member: PoolMember) -> None:
         logger.warning("engine %s serves again", member.engine.url)

@@ -89,11 +89,13 @@ class SglangEngine(HttpEngine):
 
     async def post_update(self, route: str, body: dict[str, Any] | None = None) -> None:
         answer = await self._control_json("POST", route, json=body or {}, timeout_s=self.load_timeout_s)
-        if not answer["success"]:
-            raise EngineFault("refused", f"{self.url} did not take the weights: {answer['message']}")
+        success, message = readable(self.url, lambda: (answer["success"], answer["message"]))
+        if not success:
+            raise EngineFault("refused", f"{self.url} did not take the weights: {message}")
 
     async def held_version(self) -> int | None:
-        label = (await self._control_json("GET", "/model_info"))["weight_version"]
+        info = await self._control_json("GET", "/model_info")
+        label = readable(self.url, lambda: info["weight_version"])
         return int(label) if str(label).isdigit() else None
 
     async def checksum(self, sent: Mapping[str, int]) -> str:
@@ -101,7 +103,8 @@ class SglangEngine(HttpEngine):
         return readable(self.url, lambda: compare_ranks(self.url, sent, [rank["checksums"] for rank in ranks]))
 
     async def world_size(self) -> int:
-        return int((await self._control_json("GET", "/server_info"))["tp_size"])
+        info = await self._control_json("GET", "/server_info")
+        return readable(self.url, lambda: int(info["tp_size"]))
 
     async def cache_counts(self) -> CacheCounts:
         """From the answers that this client got."""
@@ -109,7 +112,9 @@ class SglangEngine(HttpEngine):
 
     async def identify(self) -> str:
         info = await self._control_json("GET", "/model_info")
+        settings = await self._control_json("GET", "/server_info")
         await self._takes_in_place()  # known with our hooks only
+        readable(self.url, lambda: self._check_processes(settings))
         return readable(self.url, lambda: str(info["model_path"] if "weight_version" in info else info["version"]))
 
     def _control_key(self, route: str) -> str:
@@ -132,10 +137,8 @@ class SglangEngine(HttpEngine):
 
     def _read_generation(self, answer: Any, sampling: Sampling, version: int) -> Generation:
         meta = answer["meta_info"]
-        reason = meta["finish_reason"]["type"]
-        if reason not in ("stop", "length", "abort"):
-            raise EngineFault("refused", f"{self.url} finished a request by {reason!r}")
-        if reason != "abort" and meta["weight_version"] != str(version):
+        self._check_finish_reason(meta["finish_reason"]["type"])
+        if meta["weight_version"] != str(version):
             raise EngineFault("stale", f"{self.url} sampled with weights {meta['weight_version']!r}, not {version}")
         logprobs = meta.get("output_token_logprobs") or []
         self._prompt_tokens += meta["prompt_tokens"]
@@ -143,14 +146,19 @@ class SglangEngine(HttpEngine):
         ids = tuple(map(int, answer["output_ids"]))
         if ids != tuple(int(entry[1]) for entry in logprobs):
             raise ValueError("output_ids are not those of output_token_logprobs")
-        if reason != "abort":
-            # SGLang calls a stop token that is the last allowed one "length", and an end token of the model's own
-            # configuration, which it always heeds, "stop".
-            reason = "stop" if ids[-1] in sampling.stop_token_ids else "length"
+        # SGLang calls a stop token that is the last allowed one "length", and an end token of the model's own
+        # configuration, which it always heeds, "stop".
+        reason = "stop" if ids[-1] in sampling.stop_token_ids else "length"
         return Generation(ids, tuple(float(entry[0]) for entry in logprobs), reason, version)
 
     async def _verify_connections(self) -> None:
         """Nothing to ask: each answer said its version."""
+
+    def _check_processes(self, settings: Mapping[str, Any]) -> None:
+        """Each tokenizer worker has a version and a lock of its own, of which one request reaches one."""
+        for name in ("tokenizer_worker_num", "dp_size"):
+            if settings[name] != 1:
+                raise EngineFault("refused", f"{self.url} runs with {name}={settings[name]}: start it with 1")
 
     async def _takes_in_place(self) -> bool:
         """Whether all ranks can take weights by STREAM."""

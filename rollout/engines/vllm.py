@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout.engines.base import Generation, Sampling
-from rollout.engines.http import CacheCounts, EngineFault, HttpEngine, readable
+from rollout.engines.http import CacheCounts, HttpEngine, readable
 from rollout.engines.prometheus import counter_total
 from rollout.engines.rank_digests import compare_ranks
 
@@ -91,10 +91,12 @@ class VllmEngine(HttpEngine):
         return self._common_version(await self._rpc("opid_weight_version"))
 
     async def checksum(self, sent: Mapping[str, int]) -> str:
-        return compare_ranks(self.url, sent, await self._rpc("opid_weight_digests", timeout_s=self.load_timeout_s))
+        ranks = await self._rpc("opid_weight_digests", timeout_s=self.load_timeout_s)
+        return readable(self.url, lambda: compare_ranks(self.url, sent, ranks))
 
     async def world_size(self) -> int:
-        return (await self._control_json("GET", "/get_world_size"))["world_size"]
+        answer = await self._control_json("GET", "/get_world_size")
+        return readable(self.url, lambda: int(answer["world_size"]))
 
     async def cache_counts(self) -> CacheCounts:
         text = await self._control_text("/metrics")
@@ -126,8 +128,7 @@ class VllmEngine(HttpEngine):
     def _read_generation(self, answer: Any, sampling: Sampling, version: int) -> Generation:
         (choice,) = answer["choices"]
         reason = choice["finish_reason"]
-        if reason not in ("stop", "length", "abort"):
-            raise EngineFault("refused", f"{self.url} finished a request by {reason!r}")
+        self._check_finish_reason(reason)
         logprobs = tuple(float(entry["logprob"]) for entry in choice["logprobs"]["content"])
         return Generation(tuple(map(int, choice["token_ids"])), logprobs, reason, version)
 

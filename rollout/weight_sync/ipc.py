@@ -132,7 +132,10 @@ class IpcSync(ServerSync):
 
     def _all(self, engines: Sequence[HttpEngine], call: Callable[[HttpEngine], Any]) -> None:
         async def gather() -> None:
-            await asyncio.gather(*(call(engine) for engine in engines))
+            outcomes = await asyncio.gather(*(call(engine) for engine in engines), return_exceptions=True)
+            for outcome in outcomes:  # when all have ended: until then they read the buffer
+                if isinstance(outcome, BaseException):
+                    raise outcome
 
         try:
             self._run(gather())

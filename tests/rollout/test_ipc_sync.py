@@ -34,12 +34,13 @@ class Reader:
 
     dialect = "sglang"
     expected_version: int | None = None
-    is_asleep = True  # as colocated servers are during a push
+    is_asleep = False  # as at the first push of a run
 
     def __init__(self, number: int, memory: dict[str, Bucket], fault: str = ""):
         self.url = f"http://127.0.0.1:{9000 + number}"
         self.held: dict[str, torch.Tensor] = {}
         self.handles: list[str] = []
+        self.is_paused = False
         self.version: int | None = None
         self._memory, self._fault = memory, fault
 
@@ -51,7 +52,11 @@ class Reader:
         if self._fault == "begin":
             raise EngineFault("refused", f"{self.url}: HTTP 500")
 
+    async def pause(self) -> None:
+        self.is_paused = True
+
     async def post_update(self, route: str, body: dict) -> None:
+        assert self.is_paused  # it would sample with some of the new weights
         (handle,) = body["serialized_named_tensors"]
         self.handles.append(handle)
         await asyncio.sleep(0.01)  # a buffer that is filled too early shows now

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,22 @@ class _Routes:
         self._deterministic = deterministic
         self._released: set[str] = set()
         self._transfer = Transfer(host)
+        self._is_open = asyncio.Event()
+        self._is_open.set()
+
+    @asynccontextmanager
+    async def _writer_lock(self) -> AsyncIterator[None]:
+        """While SGLang changes weights and is not paused: it waits for all that runs, and holds back what comes."""
+        if self._host.is_paused:
+            yield
+            return
+        self._is_open.clear()
+        try:
+            while self._host.num_running:
+                await asyncio.sleep(0.01)
+            yield
+        finally:
+            self._is_open.set()
 
     async def health(self, request: Request) -> Response:
         """Plain /health only answers at once where the environment says so; else a token is generated."""
@@ -102,6 +120,7 @@ class _Routes:
         )
         try:
             salt = body.get("extra_key") or ""
+            await self._is_open.wait()
             generation, num_cached = await self._host.generate(body["input_ids"], sampling, request, salt)
         except ValueError as error:
             return _error(str(error))
@@ -111,12 +130,11 @@ class _Routes:
         meta: dict[str, Any] = {
             "id": body.get("rid") or uuid.uuid4().hex,
             "finish_reason": _finish(generation is None, ids, sampling.max_tokens),
-            "prompt_tokens": len(body["input_ids"]),
             "completion_tokens": len(ids),
-            "cached_tokens": num_cached,
             "weight_version": self._host.version_label,
-            "num_retractions": 0,
         }
+        if generation is not None:  # an abort in the waiting queue says no more
+            meta |= {"prompt_tokens": len(body["input_ids"]), "cached_tokens": num_cached, "num_retractions": 0}
         if body.get("return_logprob"):
             meta["output_token_logprobs"] = [[v, token, None] for v, token in zip(logprobs, ids, strict=True)]
         return JSONResponse({"output_ids": list(ids), "meta_info": meta})
@@ -136,7 +154,8 @@ class _Routes:
     async def update_from_disk(self, request: Request) -> Response:
         body = await request.json()
         try:
-            await self._host.load(Path(body["model_path"]))
+            async with self._writer_lock():
+                await self._host.load(Path(body["model_path"]))
         except (ValueError, OSError) as error:
             message = f"{type(error).__name__}: {error}"
             return JSONResponse({"success": False, "message": message, "num_paused_requests": 0}, 400)
@@ -168,21 +187,25 @@ class _Routes:
         if body.get("abort_all_requests", False):
             self._host.abort_all()
         try:
-            match body.get("load_format"):
-                case "flattened_bucket":
-                    await self._transfer.receive(body["names"], body["dtypes"], body["shapes"], None)
-                    await self._transfer.load()
-                case sglang_names.STREAM:
-                    self._transfer.start()
-                    await self._transfer.receive_all()
-                    await self._transfer.load_all()
-                case other:
-                    return _update_answer(False, f"load_format={other} is not emulated")
+            async with self._writer_lock():
+                await self._receive(body)
         except (RuntimeError, ValueError) as error:
             return _update_answer(False, f"Failed to update parameter online: {error}.")
         if body.get("weight_version") is not None:
             self._host.version_label = body["weight_version"]
         return _update_answer(True, "Succeeded to update parameter online.")
+
+    async def _receive(self, body: dict[str, Any]) -> None:
+        match body.get("load_format"):
+            case "flattened_bucket":
+                await self._transfer.receive(body["names"], body["dtypes"], body["shapes"], None)
+                await self._transfer.load()
+            case sglang_names.STREAM:
+                self._transfer.start()
+                await self._transfer.receive_all()
+                await self._transfer.load_all()
+            case other:
+                raise ValueError(f"load_format={other} is not emulated")
 
     async def update_version(self, request: Request) -> Response:
         body = await request.json()
@@ -240,7 +263,7 @@ class _Routes:
         )
 
     async def server_info(self, request: Request) -> Response:
-        return JSONResponse({"tp_size": 1, "version": "0.5.14"})
+        return JSONResponse({"tp_size": 1, "dp_size": 1, "tokenizer_worker_num": 1, "version": "0.5.14"})
 
     async def metrics(self, request: Request) -> Response:
         host = self._host

@@ -98,6 +98,35 @@ async def test_a_server_that_another_run_left_paused_serves_again(farm: Farm, di
 
 
 @dialects
+@pytest.mark.parametrize("ask", ["held_version", "world_size", "checksum", "identify"])
+async def test_a_control_route_that_answers_something_else_is_a_fault(farm: Farm, dialect: str, ask: str, monkeypatch):
+    async def answer(*arguments: object, **options: object) -> dict:
+        return {"detail": "Not Found"}
+
+    engine = farm.engine(dialect)
+    monkeypatch.setattr(engine, "_control_json", answer)
+    with pytest.raises(EngineFault) as caught:
+        await getattr(engine, ask)(*([{"a": 1}] if ask == "checksum" else []))
+    assert caught.value.kind == "garbage"
+    await engine.close()
+
+
+async def test_sglang_with_several_tokenizer_workers_is_refused(farm: Farm, monkeypatch):
+    engine = farm.engine("sglang")
+    control = engine._control_json
+
+    async def answer(method: str, route: str, **options: object) -> dict:
+        return await control(method, route, **options) | (
+            {"tokenizer_worker_num": 4} if route == "/server_info" else {}
+        )
+
+    monkeypatch.setattr(engine, "_control_json", answer)
+    with pytest.raises(EngineFault, match="tokenizer_worker_num=4: start it with 1"):
+        await engine.identify()
+    await engine.close()
+
+
+@dialects
 async def test_nothing_is_sampled_under_weights_that_were_not_synced(farm: Farm, dialect: str):
     async with synced(farm, dialect) as engine:
         await engine.generate(PROMPT, SAMPLING, session="a")

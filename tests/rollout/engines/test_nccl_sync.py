@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
+import httpx
 import pytest
 import torch
 
 from rollout.engines.base import EngineError, Sampling
-from rollout.engines.http import HttpEngine
+from rollout.engines.http import EngineFault, HttpEngine
 from rollout.engines.pool import EnginePool, PoolSettings
 from rollout.weight_sync import stream
 from rollout.weight_sync.digest import DigestMismatch
@@ -51,7 +53,8 @@ class Loop:
         greedy = Sampling(temperature=0.0, max_tokens=8, stop_token_ids=())
 
         async def ask():
-            return [(await engine.generate(PROMPT, greedy, session="a")).token_ids for engine in self.pool.engines]
+            async with asyncio.timeout(20):
+                return [(await engine.generate(PROMPT, greedy, session="a")).token_ids for engine in self.pool.engines]
 
         return self.runner.run(ask())
 
@@ -146,6 +149,55 @@ def test_a_stream_is_one_request_beside_few_others(farm: Farm, dialect: str, rou
         loop.sync.push(weights(0), 3)
         assert sorted(routes) == STREAM_REQUESTS[dialect]
     restart(farm, dialect)  # one was left out
+
+
+def test_a_stream_aborts_what_runs_in_sglang_and_holds_back_what_comes(farm: Farm):
+    """While the weights come, neither is sampled with: SGLang's writer lock would wait for what runs."""
+    with Loop(farm, "sglang") as loop, ThreadPoolExecutor(1) as thread:
+        loop.sync.push(weights(0), 1)
+        first = loop.pool.engines[0]
+
+        async def begin_endless() -> asyncio.Task:
+            endless = Sampling(temperature=1.0, max_tokens=450, stop_token_ids=(), seed=1)
+            return asyncio.create_task(first.generate(PROMPT, endless, session="a"))
+
+        def ask() -> dict:
+            params = {"temperature": 0.0, "max_new_tokens": 8}
+            return httpx.post(f"{first.url}/generate", json={"input_ids": PROMPT, "sampling_params": params}).json()
+
+        running = loop.runner.run(begin_endless())
+        asked: list[Future[dict]] = []
+
+        def while_they_come() -> Iterator[tuple[str, torch.Tensor]]:
+            for number, named in enumerate(weights(1)):
+                if number == 5:
+                    deadline_s = time.monotonic() + 10
+                    while not running.done():
+                        assert time.monotonic() < deadline_s, "what runs is waited for"
+                        time.sleep(0.01)
+                    asked.append(thread.submit(ask))
+                    time.sleep(0.3)
+                    assert not asked[0].done()
+                yield named
+
+        loop.sync.push(while_they_come(), 2)
+        assert isinstance(running.exception(), EngineFault) and running.exception().kind == "aborted"
+        answer = asked[0].result()
+        assert (tuple(answer["output_ids"]), answer["meta_info"]["weight_version"]) == (greedy(1), "2")
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_a_server_that_others_paused_serves_again_after_a_stream(farm: Farm, dialect: str):
+    """Before the first push, as another run may have left it; or later: it counts as hanging then."""
+    with Loop(farm, dialect) as other, Loop(farm, dialect) as loop:
+        for version, seed in ((1, 1), (2, 0)):
+            stranger = other.pool.engines[0]
+            other.runner.run(stranger.pause())
+            if version == 2:
+                member = loop.pool._members[0]
+                loop.pool._mark_out(member, EngineFault("hanging", f"{member.engine.url} does not answer"))
+            loop.sync.push(weights(seed), version)
+            assert loop.answers() == [greedy(seed)] * len(farm.urls(dialect))
 
 
 def change_before_sending(change: Callable[[dict[str, torch.Tensor]], None], monkeypatch: pytest.MonkeyPatch) -> None:
