@@ -47,8 +47,8 @@ lint: .venv/.test
 	$(BIN)/ruff format --check .
 
 bench: .venv/.test
-	$(BIN)/python -m tools.bench_alfworld
-	$(BIN)/python -m tools.bench_local_engine
+	$(BIN)/python -m tools.bench_alfworld --out docs/bench/alfworld.json
+	$(BIN)/python -m tools.bench_local_engine --json docs/bench/local_engine.json
 
 clean:
 	rm -rf .venv runs

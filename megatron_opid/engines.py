@@ -64,6 +64,8 @@ def engine_value_faults(engine: EngineConfig) -> list[str]:
         faults.append("engine.sync=nccl needs engine.placement=disaggregated: NCCL refuses two ranks on one GPU")
     if engine.cpu_servers and engine.urls:
         faults.append("engine.cpu_servers=true starts servers, engine.urls names given ones; set one of them")
+    if engine.cpu_servers and engine.server_arguments:
+        faults.append(f"engine.server_arguments={list(engine.server_arguments)} are the real servers' own: set none")
     if engine.cpu_servers and (sync == "ipc" or engine.tensor_parallel > 1):
         faults.append("engine.cpu_servers=true has engine.sync=disk or nccl and engine.tensor_parallel=1 only")
     return faults

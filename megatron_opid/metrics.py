@@ -183,13 +183,7 @@ class Progress:
         if not is_news and now_s - self._printed_s < PLAIN_LINE_EVERY_S:
             return
         self._printed_s = now_s
-        seconds_per_step = (now_s - self._start_s) / max(1, step + 1 - self._start_step)
-        eta = tqdm.format_interval(seconds_per_step * (self._num_steps - step - 1))
-        print(
-            f"step {step + 1}/{self._num_steps}  {text}  {seconds_per_step:.2f} s/step  ETA {eta}",
-            file=self._stream,
-            flush=True,
-        )
+        print(f"step {step + 1}/{self._num_steps}  {text}{self._pace(step, now_s)}", file=self._stream, flush=True)
 
     def conclude(self, text: str) -> None:
         """End the line and print `text` below it."""
@@ -199,6 +193,15 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def _pace(self, step: int, now_s: float) -> str:
+        """Empty as long as no step was done."""
+        num_done = step + 1 - self._start_step
+        if num_done == 0:
+            return ""
+        seconds_per_step = (now_s - self._start_s) / num_done
+        eta = tqdm.format_interval(seconds_per_step * (self._num_steps - step - 1))
+        return f"  {seconds_per_step:.2f} s/step  ETA {eta}"
 
     def _text(self, metrics: Mapping[str, Any]) -> str:
         parts = []

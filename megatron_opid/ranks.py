@@ -74,9 +74,10 @@ def start_rank(module: str, arguments: Sequence[str], local_rank: int, machine: 
     not to the workers of a rank that has a step to finish.
     """
     rank = machine.first_rank + local_rank
-    # Spinning OpenMP threads of one rank would take the core of the other.
+    # Spinning OpenMP threads of one rank would take the core of the other; every rank's bars for loading a model would
+    # run through one another.
     threads = max(1, len(os.sched_getaffinity(0)) // machine.num_ranks)
-    defaults = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    defaults = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     place = {
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),

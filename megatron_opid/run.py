@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -122,6 +123,8 @@ class Run:
 
     def _resume(self, checkpoint: Path) -> int:
         """Returns: the step to go on with."""
+        if self._rank == 0:
+            print(f"resuming from {checkpoint}", file=sys.stderr, flush=True)
         state = self._actor.load(checkpoint)
         if self._kept is not None:
             self._kept.restore(read_attachment(checkpoint))

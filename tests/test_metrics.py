@@ -129,6 +129,13 @@ def test_plain_progress_lines_continue_the_running_mean_after_a_resume(tmp_path)
     assert second.getvalue().startswith("step 2/10  success 30.0% (mean of 2)  validation 50.0%")
 
 
+def test_a_validation_before_the_first_step_tells_no_pace(tmp_path):
+    stream = io.StringIO()
+    with _logger(tmp_path, stream=stream) as logger:
+        logger.log(BEFORE_TRAINING, {"validation": {"success_rate": 0.25}})
+    assert stream.getvalue() == "step 0/10  validation 25.0%\n"
+
+
 def test_a_terminal_gets_a_live_bar(tmp_path):
     main, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 120))

@@ -36,7 +36,7 @@ TARGETS = {"native_step_ms": 1.0, "native_reset_ms": 20.0, "native_128_environme
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="where the raw JSON goes")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/alfworld.json"), help="where the raw JSON goes")
     parser.add_argument("--games", type=int, default=48, help="games that the native engine plays")
     parser.add_argument("--official-games", type=int, default=6, help="of these, games that the official engine plays")
     parser.add_argument("--steps", type=int, default=20, help="random commands per game")

@@ -112,7 +112,7 @@ def copy_seconds(source: Path, target: Path) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/bench_convert"))
     parser.add_argument("--layers", type=int, default=QWEN3_8B["num_hidden_layers"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -54,7 +54,7 @@ TARGETS = {"raw_step_ms": 15.0, "8_simulators_mb": 400.0}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="where the raw JSON goes")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/sciworld.json"), help="where the raw JSON goes")
     parser.add_argument("--rounds", type=int, default=6, help="episodes of each simulator")
     parser.add_argument("--official-games", type=int, default=2)
     parser.add_argument("--heap-mib", type=int, default=Options().heap_mib)

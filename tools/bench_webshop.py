@@ -80,7 +80,7 @@ sys.stdin.read()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the JSON, print its summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="where the raw JSON goes")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/webshop.json"), help="where the raw JSON goes")
     parser.add_argument("--full", type=Path, help="a catalogue with the full one's file names")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:

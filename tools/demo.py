@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_opid.config import load
+from megatron_opid.preflight import device_faults
 from tools.demo_environments import ENVIRONMENTS, Command, DemoEnvironment
 
 ARMS = {
@@ -69,7 +71,7 @@ def run_stage(title: str, module: str, arguments: Sequence[object], result: Path
         SystemExit: the command failed; the exit code is its own.
     """
     command = ["-m", module, *map(str, arguments)]
-    print(f"\n=== {title}\n$ python {' '.join(command)}", flush=True)
+    print(f"\n=== {title}\n$ python {shlex.join(command)}", flush=True)
     if result is not None and result.exists():
         print(f"{result} is there already", flush=True)
         return
@@ -113,7 +115,7 @@ def prepare(demo: Demo) -> None:
         demo.initial_model,
     )
     run_stage(
-        "4 of 6: cold start, supervised, on two Megatron ranks",
+        "4 of 6: cold start, supervised, on Megatron",
         "megatron_opid.sft",
         [
             f"experiment={environment.experiment}_sft",
@@ -130,7 +132,7 @@ def prepare(demo: Demo) -> None:
 def train(demo: Demo) -> None:
     """Reinforcement learning of one arm from the cold start."""
     run_stage(
-        f"5 of 6: train ({demo.arm}) on two Megatron ranks",
+        f"5 of 6: train ({demo.arm}) on Megatron",
         "megatron_opid.train",
         [
             f"experiment={demo.environment.experiment}",
@@ -217,13 +219,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     root = options.dir or Path("runs") / ENVIRONMENTS[options.env].experiment
     demo = Demo(root, options.seed, options.arm, options.env)
+    config = load([f"experiment={demo.environment.experiment}"])
+    if faults := device_faults(config, config.run.num_processes):
+        print(f"tools.demo: {'; '.join(faults)}", file=sys.stderr)
+        return 2
     demo.root.mkdir(parents=True, exist_ok=True)
     started_s = time.monotonic()
     prepare(demo)
     train(demo)
     rates = evaluate(demo)
     play_export(demo)
-    num_games = load([f"experiment={demo.environment.experiment}"]).rollout.validation_tasks
+    num_games = config.rollout.validation_tasks
     print(f"\nsuccess on {num_games} held-out games     before   after")
     for temperature, (before, after) in rates.items():
         print(f"sampled at temperature {temperature:<10} {before:6.1%}  {after:6.1%}")

@@ -1,6 +1,6 @@
 """The demo over seeds and arms, for the README's figure: OPID, GRPO, and OPID with other games' skills as the control.
 
-    python -m tools.demo_study [--dir runs/study] [--seeds 0 1 2] [--out docs/demo]
+    python -m tools.demo_study [--dir runs/study] [--seeds 0 1 2] [--out runs/study/demo]
 
 All arms of a seed start from the same cold start and play the same games in the same order. Resumes where it stopped.
 Writes OUT.svg (curves, mean and spread over seeds), OUT.html and OUT.json (every number of the table that it prints).
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("docs/demo"))
+    parser.add_argument("--out", type=Path, default=Path("runs/study/demo"))
     options = parser.parse_args(arguments)
     results = study(options.dir, options.seeds)
     arms = [

@@ -257,7 +257,8 @@ def _content(trajectories: list[Trajectory]) -> list:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=Path, required=True, help="JSONL, a line per step; a soak goes on from it")
+    records = "JSONL, a line per step; a soak goes on from it"
+    parser.add_argument("--records", type=Path, default=Path("runs/soak_rollout.jsonl"), help=records)
     parser.add_argument("--json", type=Path, help="the report")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--minutes", type=float, default=600.0, help="stop after the step in progress by then")

@@ -93,6 +93,7 @@ def test_the_local_engine_and_the_cpu_servers_need_nothing():
         (["engine.name=vllm", "engine.urls=[http://a:b@h:1]"], ["credentials"]),
         (["engine.name=vllm", "engine.urls=[http://h:1,http://h:1]"], ["names a server twice"]),
         (["engine.name=vllm", "engine.cpu_servers=true", "engine.sync=in_process"], ["cannot reach"]),
+        (["engine.name=vllm", "engine.cpu_servers=true", "engine.server_arguments=[--x]"], ["real servers' own"]),
         (
             ["engine.name=vllm", "engine.cpu_servers=true", "engine.sync=ipc", "engine.placement=colocated"],
             ["has engine.sync=disk or nccl"],

@@ -92,6 +92,7 @@ def test_other_settings_take_effect_from_the_resume_on(small_run: SmallRun, unin
     assert (run_dir / "config.yaml").read_text() == written  # of the steps there are, which are all
     resumed = run_module("megatron_opid.train", small_run.overrides(run_dir, **changed, run__num_steps=5))
     assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert f"resuming from {run_dir / 'checkpoints' / 'step_4'}\n" in resumed.stderr
     assert "resuming at step 4 with other settings: " in resumed.stderr and "learning_rate=3e-06" in resumed.stderr
     assert read_metrics(run_dir / "metrics.jsonl")[-1]["actor/learning_rate"] == 3e-6
     assert (run_dir / "config_until_step_4.yaml").read_text() == written
