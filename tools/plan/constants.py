@@ -65,9 +65,7 @@ CONSTANTS: dict[str, Constant] = {
     "reserved_bytes": Constant(4e9, "B", "assumed", "CUDA context, NCCL buffers, cuBLAS workspaces, fragmentation"),
     "serving_reserved_bytes": Constant(4e9, "B", "assumed", "an engine's graphs, activations and its own context"),
     "mean_step_share": Constant(0.6, "of max_steps", "assumed", "steps of an episode; --mean-steps"),
-    "mean_prompt_tokens": Constant(
-        1500, "tokens", "assumed", "agentic batches of bench_actor; --mean-prompt-tokens"
-    ),
+    "mean_prompt_tokens": Constant(1500, "tokens", "assumed", "agentic batches of bench_actor; --mean-prompt-tokens"),
     "mean_response_tokens": Constant(120, "tokens", "assumed", "the same; --mean-response-tokens"),
     "skill_tokens": Constant(100, "tokens", "assumed", "a skill in a teacher prompt"),
     "step_skill_share": Constant(0.25, "of steps", "assumed", "steps with a skill of their own, routing additive"),
