@@ -67,6 +67,7 @@ def entry_point(
         return EXIT_BAD_INPUT
     if is_rank:
         return run(config)
+    print(f"{module}: starting {config.run.num_processes} ranks, run.dir={config.run.dir}", file=sys.stderr, flush=True)
     return start_ranks(
         module,
         arguments,

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import secrets
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,8 @@ def start_servers(config: Config, place: Place, all_gather: AllGather) -> tuple[
     launcher = _make_launcher(config, place, host) if place.local_rank == 0 else None
     urls: tuple[str, ...] = ()
     if launcher is not None:
+        logs = Path(config.run.dir) / "engines"
+        print(f"starting {config.engine.name} servers, logs in {logs}", file=sys.stderr, flush=True)  # for minutes
         try:
             asyncio.run(launcher.start())
         except BaseException:

@@ -50,6 +50,7 @@ def test_a_run_says_where_its_model_and_report_are_once_and_again(small_run: Sma
     overrides = small_run.overrides(tmp_path, run__num_steps=1)
     first, again = (run_module("megatron_opid.train", overrides).stderr.splitlines() for _ in range(2))
     places = f"the model: {tmp_path / 'hf'}, the report: {tmp_path / 'report.html'}"
+    assert first[0] == f"megatron_opid.train: starting 2 ranks, run.dir={tmp_path}"
     assert [line for line in first if places in line] == [f"{tmp_path} is complete; {places}"]
     assert [line for line in again if places in line] == [f"{tmp_path} was complete already; {places}"]
 
