@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import queue
+import time
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # To end a group: servers that died do not answer, and NCCL may wait for them forever.
 CLOSE_TIMEOUT_S = 10.0
+# Of a batch, which takes a second where a link is slow, and that the servers begin: they were asked a moment before.
+STALL_TIMEOUT_S = 120.0
 # Of a batch to servers of several ranks: what is no rank's whole tensor comes into memory beside what the server was
 # given, three batches at once, and where that runs out the other ranks wait for one that has failed.
 SHARDED_BATCH_BYTES = 1 << 28
@@ -148,17 +152,34 @@ class NcclSync(ServerSync):
     async def _stream(self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Item], version: int) -> None:
         """Broadcast all tensors, which tell what they are."""
         group, rendezvous = self._group
+        began_s = math.inf  # what is being sent
 
         def send() -> None:
-            sender = stream.Sender(group.broadcast)
-            while not isinstance(batch := waiting.get(), End):
-                sender.send(batch)
-            sender.end(batch.value if batch is End.BROKEN else "")
+            nonlocal began_s
+            sender, batch = stream.Sender(group.broadcast), None
+            while not isinstance(batch, End):
+                batch = waiting.get()
+                began_s = time.monotonic()
+                if isinstance(batch, End):
+                    sender.end(batch.value if batch is End.BROKEN else "")
+                else:
+                    sender.send(batch)
+                began_s = math.inf
+
+        async def watch() -> None:
+            while time.monotonic() - began_s < STALL_TIMEOUT_S:
+                await asyncio.sleep(1.0)
+            raise EngineError(
+                f"a batch of weights was not taken within {STALL_TIMEOUT_S:.0f} s; the servers' logs tell why (a rank "
+                "whose memory ran out leaves the others waiting)"
+            )
 
         async with asyncio.TaskGroup() as tasks:
             for engine in engines:
                 tasks.create_task(update.receive_stream(engine, rendezvous, version))
-            tasks.create_task(self._in_thread(send))
+            watching = tasks.create_task(watch())
+            await self._in_thread(send)
+            watching.cancel()
         await asyncio.gather(*(engine.serve_again() for engine in engines))
 
     async def _request_each(self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Item], version: int) -> None:

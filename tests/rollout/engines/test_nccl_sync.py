@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ import torch
 from rollout.engines.base import EngineError, Sampling
 from rollout.engines.http import EngineFault, HttpEngine
 from rollout.engines.pool import EnginePool, PoolSettings
-from rollout.weight_sync import stream
+from rollout.weight_sync import nccl, stream
 from rollout.weight_sync.digest import DigestMismatch
 from rollout.weight_sync.nccl import NcclSync
 from tests.rollout.engines.conftest import PAUSE, RESUME, Farm, kill_server
@@ -266,6 +267,27 @@ def test_a_group_that_is_left_can_be_formed_again(farm: Farm):
         assert loop.sync._group is None
         loop.sync.push(weights(0), 2)
         assert loop.answers() == [greedy(0)]
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_a_transfer_that_stands_still_is_named_and_stops_the_run(
+    farm: Farm, dialect: str, monkeypatch: pytest.MonkeyPatch
+):
+    """As it does where a rank has left it: the servers answer after load_timeout_s only."""
+    goes_on = threading.Event()
+    monkeypatch.setattr(nccl, "STALL_TIMEOUT_S", 2.0)
+    with Loop(farm, dialect) as loop:
+        loop.sync.push(weights(0), 1)
+        group, _ = loop.sync._group
+        broadcast, numbers = group.broadcast, itertools.count()
+        stands = lambda: goes_on.wait(60)  # noqa: E731
+        monkeypatch.setattr(group, "broadcast", lambda t: stands if next(numbers) > 3 else broadcast(t))
+        started_s = time.monotonic()
+        with pytest.raises(EngineError, match="a batch of weights was not taken within 2 s"):
+            loop.sync.push(weights(1), 2)
+        assert time.monotonic() - started_s < 20
+        goes_on.set()
+    restart(farm, dialect)
 
 
 def test_a_server_that_dies_in_the_transfer_stops_the_run_and_is_back_after_a_restart(farm: Farm):
