@@ -73,7 +73,7 @@ def start_servers(config: Config, place: Place, all_gather: AllGather) -> tuple[
     launcher = _make_launcher(config, place, host) if place.local_rank == 0 else None
     urls: tuple[str, ...] = ()
     if launcher is not None:
-        logs = Path(config.run.dir) / "engines"
+        logs = _log_directory(config)
         print(f"starting {config.engine.name} servers, logs in {logs}", file=sys.stderr, flush=True)  # for minutes
         try:
             asyncio.run(launcher.start())
@@ -125,10 +125,14 @@ def _make_launcher(config: Config, place: Place, host: str) -> Launcher:
         replace(server_settings(config), host=host),
         num_servers=engine.num_servers,
         gpus=visible_gpus()[first_gpu:],
-        directory=Path(config.run.dir) / "engines",
+        directory=_log_directory(config),
         startup_timeout_s=engine.startup_timeout_s,
         first_number=place.first_rank // place.num_local_ranks * engine.num_servers,
     )
+
+
+def _log_directory(config: Config) -> Path:
+    return Path(config.run.dir) / "engines"
 
 
 def _share_key(place: Place, all_gather: AllGather) -> None:

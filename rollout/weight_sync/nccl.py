@@ -152,19 +152,22 @@ class NcclSync(ServerSync):
     async def _stream(self, engines: tuple[HttpEngine, ...], waiting: queue.Queue[Item], version: int) -> None:
         """Broadcast all tensors, which tell what they are."""
         group, rendezvous = self._group
-        began_s = math.inf  # what is being sent
+        began_s = math.inf  # of what is being sent, not of waiting for what is gathered
+
+        @contextlib.contextmanager
+        def watched() -> Iterator[None]:
+            nonlocal began_s
+            began_s = time.monotonic()
+            yield
+            began_s = math.inf
 
         def send() -> None:
-            nonlocal began_s
-            sender, batch = stream.Sender(group.broadcast), None
-            while not isinstance(batch, End):
-                batch = waiting.get()
-                began_s = time.monotonic()
-                if isinstance(batch, End):
-                    sender.end(batch.value if batch is End.BROKEN else "")
-                else:
+            sender = stream.Sender(group.broadcast)
+            while not isinstance(batch := waiting.get(), End):
+                with watched():
                     sender.send(batch)
-                began_s = math.inf
+            with watched():
+                sender.end(batch.value if batch is End.BROKEN else "")
 
         async def watch() -> None:
             while time.monotonic() - began_s < STALL_TIMEOUT_S:

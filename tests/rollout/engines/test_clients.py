@@ -116,9 +116,8 @@ async def test_sglang_with_several_tokenizer_workers_is_refused(farm: Farm, monk
     control = engine._control_json
 
     async def answer(method: str, route: str, **options: object) -> dict:
-        return await control(method, route, **options) | (
-            {"tokenizer_worker_num": 4} if route == "/server_info" else {}
-        )
+        several = {"tokenizer_worker_num": 4} if route == "/server_info" else {}
+        return await control(method, route, **options) | several
 
     monkeypatch.setattr(engine, "_control_json", answer)
     with pytest.raises(EngineFault, match="tokenizer_worker_num=4: start it with 1"):

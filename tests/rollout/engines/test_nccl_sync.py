@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import pytest
@@ -280,8 +281,11 @@ def test_a_transfer_that_stands_still_is_named_and_stops_the_run(
         loop.sync.push(weights(0), 1)
         group, _ = loop.sync._group
         broadcast, numbers = group.broadcast, itertools.count()
-        stands = lambda: goes_on.wait(60)  # noqa: E731
-        monkeypatch.setattr(group, "broadcast", lambda t: stands if next(numbers) > 3 else broadcast(t))
+
+        def broadcast_four(tensors: list[torch.Tensor]) -> Callable[[], object]:
+            return broadcast(tensors) if next(numbers) < 4 else partial(goes_on.wait, 60)
+
+        monkeypatch.setattr(group, "broadcast", broadcast_four)
         started_s = time.monotonic()
         with pytest.raises(EngineError, match="a batch of weights was not taken within 2 s"):
             loop.sync.push(weights(1), 2)
